@@ -1,0 +1,5 @@
+"""`python3 -m fastvsock`."""
+
+from .cli import main
+
+main()

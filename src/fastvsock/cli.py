@@ -1,0 +1,53 @@
+"""The umbrella command `fastvsock`. A subcommand's module is imported only when it runs."""
+
+import os
+import sys
+from importlib import import_module
+
+from . import __version__, errors
+
+COMMANDS = {
+    "connect": "join stdin and stdout to a port inside a microVM",
+}
+
+
+def main() -> None:
+    """The console script. Does not return."""
+    try:
+        status = run(sys.argv[1:])
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        status = 0
+    os._exit(status)
+
+
+def run(arguments: list[str]) -> int:
+    """Run the subcommand that `arguments` begins with and return the exit status."""
+    name = arguments[0] if arguments else ""
+    if name in ("-h", "--help"):
+        print(_help(), end="")
+        return 0
+    if name == "--version":
+        print(f"fastvsock {__version__}")
+        return 0
+    if name not in COMMANDS:
+        what = f"unknown command {name!r}" if name else "a command is needed"
+        print(f"fastvsock: {what}\n{_help()}", end="", file=sys.stderr)
+        return errors.USAGE
+    module = import_module(f".commands.{name}", __package__)
+    try:
+        return int(module.main(arguments[1:]))
+    except errors.FastvsockError as error:
+        if os.environ.get("FASTVSOCK_DEBUG") == "1":
+            raise
+        print(f"fastvsock: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {summary}" for name, summary in COMMANDS.items()]
+    return "\n".join(
+        ["usage: fastvsock COMMAND ...  (fastvsock COMMAND --help tells more)", "", "commands:", *lines, ""]
+    )

@@ -1,0 +1,123 @@
+"""Picks the engine that serves one direction, and changes from `splice` to `copy` where the kernel says no.
+
+`_splice` (Cython) and `_copy` (pure Python) are twins: one class `Pump` each, the same in all but how the bytes move.
+``FASTVSOCK_ENGINE=auto|splice|copy`` chooses where a caller does not. ``auto`` is splice where it was built and the
+descriptors allow it; ``splice`` fails where it was not built; both change to copy for a direction that does not
+splice.
+"""
+
+import os
+import stat
+
+from .. import errors
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    class Engine(Protocol):
+        """What the twins have in common: see `_copy.Pump`."""
+
+        def __init__(self, source: int, target: int, wake: int, down: bool = False) -> None: ...
+        @property
+        def moved(self) -> int: ...
+        def stop(self) -> None: ...
+        def leftover(self) -> int: ...
+        def run(self) -> tuple[int, int]: ...
+
+
+ENGINES = ("auto", "splice", "copy")
+
+# How Pump.run() ends; the numbers stand in `_splice.pyx` once more.
+EOF, SOURCE, TARGET, STOPPED, UNSUPPORTED = range(5)
+
+
+class Pump:
+    """Moves bytes from the descriptor `source` to the descriptor `target`, by the best engine that they allow.
+
+    `engine` is one of `ENGINES`; None means what the environment says. `wake` becomes readable when the pump shall
+    stop; `down` marks the direction from the VMM to the near end. Raises `EngineError` for an engine that is not there.
+    """
+
+    def __init__(self, source: int, target: int, wake: int, *, down: bool = False, engine: str | None = None) -> None:
+        self._ends = source, target, wake, down
+        self._before = 0  # moved by pumps that have ended
+        splices = choose(engine) == "splice" and _may_splice(source, target)
+        self._pump: Engine = (_splice_pump if splices else _copy_pump)(*self._ends)
+        self.engine = "splice" if splices else "copy"
+        self._stopped = False
+
+    @property
+    def moved(self) -> int:
+        """Bytes handed to the target so far."""
+        return self._before + self._pump.moved
+
+    def stop(self) -> None:
+        """Let run() end, from any thread; whoever calls this also makes `wake` readable."""
+        self._stopped = True
+        self._pump.stop()
+
+    def run(self) -> tuple[int, int]:
+        """Move bytes until an end is reached: EOF, SOURCE, TARGET (the end that failed) or STOPPED; an errno or 0."""
+        end, error = self._pump.run()
+        if end != UNSUPPORTED:
+            return end, error
+        spliced = self._pump
+        rest = spliced.leftover()
+        if rest >= 0:
+            end, error = self._copy(rest)
+            if end != EOF:
+                return end, error
+        return self._copy(self._ends[0])
+
+    def _copy(self, source: int) -> tuple[int, int]:
+        self._before = self.moved
+        self.engine = "splice+copy" if self._before else "copy"
+        self._pump = _copy_pump(source, *self._ends[1:])
+        if self._stopped:
+            return STOPPED, 0
+        return self._pump.run()
+
+
+def choose(engine: str | None = None) -> str:
+    """Either ``splice`` or ``copy``, for one of `ENGINES` or None. Raises `EngineError`."""
+    wanted = engine or os.environ.get("FASTVSOCK_ENGINE") or "auto"
+    if wanted not in ENGINES:
+        raise errors.EngineError(f"{wanted!r} is no engine: choose auto, splice or copy")
+    if wanted == "copy":
+        return "copy"
+    try:
+        from . import _splice  # noqa: F401
+    except ImportError as error:
+        if wanted == "splice":
+            raise errors.EngineError(
+                f"the splice engine is not there ({error}): install a wheel, or from source with a C compiler; "
+                "engine auto does without"
+            ) from None
+        return "copy"
+    return "splice"
+
+
+def _splice_pump(source: int, target: int, wake: int, down: bool) -> "Engine":
+    from ._splice import Pump
+
+    return Pump(source, target, wake, down)
+
+
+def _copy_pump(source: int, target: int, wake: int, down: bool) -> "Engine":
+    from ._copy import Pump
+
+    return Pump(source, target, wake, down)
+
+
+def _may_splice(source: int, target: int) -> bool:
+    """Whether splice may serve these ends, and is the better engine for them.
+
+    A terminal may block inside splice(2). A regular file as the target costs up to four times the CPU time of a copy
+    (3.4 against 0.9 s/GiB, Linux 6.18, ext4 and tmpfs alike): the pieces of a socket's buffers lie at odd offsets, and
+    are copied into the file's pages one by one.
+    """
+    try:
+        return not (os.isatty(source) or os.isatty(target) or stat.S_ISREG(os.fstat(target).st_mode))
+    except OSError:
+        return False

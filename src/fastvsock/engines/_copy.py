@@ -1,0 +1,151 @@
+"""The copy engine: a pump in pure Python, for where splice cannot serve. The twin of `_splice.pyx`.
+
+One buffer, used again and again with `os.readv`: what a read brings is written at once, so nothing waits for more.
+Down, from the VMM's socket to the near end, reading goes on into the rest of the buffer while the target has no
+room, and whoever reads the target is watched: the reasons are told at the head of `_splice.pyx`.
+
+Blocking nowhere but in poll(2) is what lets a pump be stopped. Reads follow a poll. Writes need a descriptor that does
+not block, and O_NONBLOCK is not ours to set on an inherited one: a pipe or a terminal is opened once more through
+/proc, which gives an open file description of our own. Where that cannot be, each write follows a poll and is small
+enough not to block.
+"""
+
+import errno
+import fcntl
+import os
+import select
+import stat
+
+from . import EOF, SOURCE, STOPPED, TARGET
+
+CHUNK = 1 << 17  # bytes a read; of 64 KiB to 1 MiB the cheapest here, in CPU time for a byte
+RESERVE = 1 << 20  # bytes the buffer holds on the way down: as the pipe of the splice engine
+PIPE_PIECE = select.PIPE_BUF  # a pipe that polls writable takes as much at once: pipe(7)
+SOCKET_PIECE = 1 << 14  # and a socket this: a third of its buffer is free, and 200 KiB is the usual size
+
+
+class Pump:
+    """Moves bytes from the descriptor `source` to the descriptor `target` until end of file.
+
+    `wake` becomes readable when the pump shall stop. `down` marks the direction from the VMM to the near end (see the
+    head of this file). The pump closes none of the three.
+    """
+
+    def __init__(self, source: int, target: int, wake: int, down: bool = False) -> None:
+        self.moved = 0
+        self._source, self._target, self._wake, self._down = source, target, wake, down
+        self._stopped = False
+        self._buffer = memoryview(bytearray(RESERVE if down else CHUNK))
+        self._start = self._end = 0  # what the target has yet to get
+        self._ended = False
+        self._read_ready = self._write_ready = False
+        self._polls: dict[tuple[bool, bool], select.poll] = {}
+
+    def stop(self) -> None:
+        """Let run() end; whoever calls this also makes `wake` readable."""
+        self._stopped = True
+
+    def leftover(self) -> int:
+        """Nothing is ever left over: see the twin."""
+        return -1
+
+    def run(self) -> tuple[int, int]:
+        """Move bytes until an end is reached: EOF, SOURCE, TARGET or STOPPED, with an errno or 0.
+
+        SOURCE and TARGET name the end that failed. Python's signal handlers run in between, and may raise.
+        """
+        try:
+            self._out, self._piece, own = _not_blocking(self._target)
+        except OSError as error:
+            return TARGET, error.errno or 0
+        try:
+            while not self._stopped:
+                if self._start < self._end:
+                    end = self._write()
+                elif self._ended:
+                    return EOF, 0
+                else:
+                    end = self._wait(True, False) or self._read()
+                if end:
+                    return end
+            return STOPPED, 0
+        finally:
+            if own:
+                os.close(self._out)
+
+    def _read(self) -> tuple[int, int] | None:
+        room = self._buffer[self._end : self._end + CHUNK]
+        try:
+            n = os.readv(self._source, [room])
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            return SOURCE, error.errno or 0
+        self._end += n
+        self._ended = not n
+        return None
+
+    def _write(self) -> tuple[int, int] | None:
+        try:
+            if self._piece and not self._can_write():
+                raise BlockingIOError
+            end = min(self._end, self._start + self._piece) if self._piece else self._end
+            n = os.write(self._out, self._buffer[self._start : end])
+        except BlockingIOError:
+            return self._make_room()
+        except OSError as error:
+            return TARGET, error.errno or 0
+        self.moved += n
+        self._start += n
+        if self._start == self._end:
+            self._start = self._end = 0
+        return None
+
+    def _make_room(self) -> tuple[int, int] | None:
+        """Wait for the target and, on the way down, take more in until it has room."""
+        eager = self._down and not self._ended and self._end < len(self._buffer)
+        end = self._wait(eager, True)
+        if end is None and self._read_ready and not self._write_ready:
+            return self._read()
+        return end
+
+    def _can_write(self) -> bool:
+        return bool(self._poll(False, True, 0))
+
+    def _wait(self, source: bool, target: bool) -> tuple[int, int] | None:
+        """Until one of the ends asked for is ready."""
+        ready = self._poll(source, target, None)
+        if self._wake in ready:
+            return STOPPED, 0
+        self._read_ready = self._source in ready
+        self._write_ready = self._target in ready
+        if self._write_ready and not target:  # POLLERR or POLLHUP: nobody reads it any more
+            return TARGET, errno.EPIPE
+        return None
+
+    def _poll(self, source: bool, target: bool, timeout: int | None) -> dict[int, int]:
+        poll = self._polls.get((source, target))
+        if poll is None:
+            poll = self._polls[source, target] = select.poll()
+            poll.register(self._wake, select.POLLIN)
+            if target or self._down:
+                poll.register(self._target, select.POLLOUT if target else 0)
+            if source:
+                poll.register(self._source, select.POLLIN)
+        return dict(poll.poll(timeout))
+
+
+def _not_blocking(fd: int) -> tuple[int, int, bool]:
+    """A descriptor to write to `fd` without blocking, the bytes a write (0: any), and whether it is ours to close."""
+    if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_NONBLOCK:
+        return fd, 0, False
+    mode = os.fstat(fd).st_mode
+    if stat.S_ISSOCK(mode):
+        return fd, SOCKET_PIECE, False
+    if stat.S_ISFIFO(mode) or os.isatty(fd):
+        try:
+            own = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        except OSError:  # no /proc, or another user's terminal
+            return fd, PIPE_PIECE, False
+        return own, 0, True
+    return fd, 0, False  # a file, or a device that does not block for long

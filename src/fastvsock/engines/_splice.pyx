@@ -1,0 +1,324 @@
+# cython: language_level=3, binding=False
+"""The splice engine: a pump that moves bytes inside the kernel, never through this process' memory.
+
+How a pump moves them depends on what its two ends are:
+- a pipe and anything: one splice(2) a chunk, directly;
+- a regular file and a socket: sendfile(2);
+- no pipe at all: splice into a pipe of the pump's own (`between`), and from there to the target.
+The call is tried first, and poll(2) follows only on EAGAIN: while data flows, one system call a chunk is all.
+
+splice(2) says EAGAIN without saying which end was short. The pump waits for the end that was short last time and,
+should that one turn out to be ready, for the other: one call too many when the stream changes its mind, none while
+it is steady.
+
+Blocking nowhere but in poll(2) is what lets a pump be stopped. A pipe does as SPLICE_F_NONBLOCK says; a socket that
+is written to does as its own O_NONBLOCK says (fs/splice.c), which is not ours to set on an inherited one: such a
+socket is asked with poll(2) first, and given no more than it surely has room for.
+
+Down, from the VMM's socket to the near end, a pump has two duties more. It watches whether anybody still reads the
+target. And when the reader has stalled for a while, it drains the socket into `between`: what a closed guest had yet
+to deliver is thrown away by Firecracker at the next new connection from 2 s on (vsock/unix/muxer_killq.rs).
+"""
+
+from cpython.exc cimport PyErr_CheckSignals
+from libc.errno cimport (
+    EAGAIN, EBADF, ECONNRESET, EINTR, EINVAL, EIO, ENOSYS, EOPNOTSUPP, EPERM, EPIPE, ESPIPE, errno,
+)
+from posix.types cimport mode_t, off_t
+
+cdef extern from *:
+    """
+    #ifndef _GNU_SOURCE
+    #define _GNU_SOURCE
+    #endif
+    #include <fcntl.h>
+    #include <poll.h>
+    #include <sys/sendfile.h>
+    #include <sys/socket.h>
+    #include <sys/stat.h>
+    #include <unistd.h>
+    typedef struct stat status;
+    #if CYTHON_COMPILING_IN_LIMITED_API
+    /* Cython 3 would import `inspect` here, 15 ms and 20 modules, to ask for these constants. */
+    #define __Pyx_init_co_variables() 0
+    #define CO_OPTIMIZED 0x1
+    #define CO_NEWLOCALS 0x2
+    #endif
+    """
+    enum: F_GETFL, F_GETPIPE_SZ, F_SETPIPE_SZ, O_CLOEXEC, O_NONBLOCK
+    enum: POLLIN, POLLOUT
+    enum: SPLICE_F_MOVE, SPLICE_F_NONBLOCK
+    enum: SOL_SOCKET, SO_DOMAIN, SO_SNDBUF, AF_UNIX
+    struct pollfd:
+        int fd
+        short events
+        short revents
+    ctypedef struct status:
+        mode_t st_mode
+    bint S_ISBLK(mode_t) nogil
+    bint S_ISFIFO(mode_t) nogil
+    bint S_ISREG(mode_t) nogil
+    bint S_ISSOCK(mode_t) nogil
+    int close(int) nogil
+    int fcntl(int, int, ...) nogil
+    int fstat(int, status *) nogil
+    int getsockopt(int, int, int, void *, unsigned int *) nogil
+    int pipe2(int *, int) nogil
+    int poll(pollfd *, unsigned long, int) nogil
+    ssize_t sendfile(int, int, off_t *, size_t) nogil
+    ssize_t splice(int, void *, int, void *, size_t, unsigned int) nogil
+
+# How run() ends: the values of engines/__init__.py, held equal by a test.
+cdef enum:
+    EOF = 0
+    SOURCE = 1
+    TARGET = 2
+    STOPPED = 3
+    UNSUPPORTED = 4
+    # These two stay inside this file.
+    MORE = 5
+    SIGNALS = 6  # back to the interpreter, for its signal handlers
+
+cdef enum:
+    PIPE_SIZE = 1 << 20  # the kernel's default for fs.pipe-max-size
+    CALLS = 256  # between two looks at the interpreter's signals
+    STALL_MS = 500  # a reader that stalls for less costs no second splice
+
+
+cdef class Pump:
+    """Moves bytes from the descriptor `source` to the descriptor `target` until end of file.
+
+    `wake` becomes readable when the pump shall stop. `down` marks the direction from the VMM to the near end (see the
+    head of this file). The pump closes none of the three.
+    """
+
+    cdef int source, target, wake
+    cdef bint down, direct, from_pipe, from_file, source_blocks
+    cdef size_t target_bound  # what a blocking target surely takes once it polls writable; 0: it does not block
+    cdef size_t chunk
+    cdef int between[2]
+    cdef size_t held  # bytes in `between`
+    cdef bint full, ended
+    cdef bint source_ready, target_ready  # as wait() found them
+    cdef int waited, usual  # SOURCE or TARGET: the end waited for since something moved, and the one before
+    cdef int error
+    cdef volatile bint stopped
+    cdef volatile unsigned long long count
+
+    def __cinit__(self, int source, int target, int wake, bint down=False):
+        cdef status near, far
+        self.between[0] = self.between[1] = -1
+        self.source, self.target, self.wake, self.down = source, target, wake, down
+        self.chunk = PIPE_SIZE
+        self.usual = SOURCE
+        if fstat(source, &near) or fstat(target, &far):
+            return  # the first call will fail alike, and run() will say so
+        self.from_pipe = S_ISFIFO(near.st_mode)
+        self.from_file = (S_ISREG(near.st_mode) or S_ISBLK(near.st_mode)) and S_ISSOCK(far.st_mode)
+        self.direct = self.from_pipe or self.from_file or S_ISFIFO(far.st_mode)
+        if self.from_pipe:
+            self.chunk = _raise_pipe(source)
+        if S_ISFIFO(far.st_mode):
+            self.chunk = _raise_pipe(target)
+        if not (S_ISFIFO(near.st_mode) or fcntl(source, F_GETFL) & O_NONBLOCK):
+            # Of all that is no pipe, Unix sockets alone heed SPLICE_F_NONBLOCK: net/unix/af_unix.c
+            self.source_blocks = not (S_ISSOCK(near.st_mode) and _option(source, SO_DOMAIN) == AF_UNIX)
+        if S_ISSOCK(far.st_mode) and not fcntl(target, F_GETFL) & O_NONBLOCK:
+            # Writable to poll(2) means that a third is free: sk_stream_is_writeable(), unix_writable().
+            self.target_bound = max(_option(target, SO_SNDBUF) // 4, 1)
+
+    def __dealloc__(self):
+        _close(&self.between[0])
+        _close(&self.between[1])
+
+    @property
+    def moved(self) -> int:
+        """Bytes handed to the target so far."""
+        return self.count
+
+    def stop(self) -> None:
+        """Let run() end; whoever calls this also makes `wake` readable."""
+        self.stopped = True
+
+    def leftover(self) -> int:
+        """After UNSUPPORTED: a pipe with the bytes that left the source but not for the target, or -1."""
+        _close(&self.between[1])
+        return self.between[0] if self.held else -1
+
+    def run(self) -> tuple[int, int]:
+        """Move bytes until an end is reached: EOF, SOURCE, TARGET, STOPPED or UNSUPPORTED, with an errno or 0.
+
+        SOURCE and TARGET name the end that failed. Python's signal handlers run in between, and may raise.
+        """
+        cdef int end = SIGNALS
+        while end == SIGNALS:
+            with nogil:
+                end = self.work()
+            PyErr_CheckSignals()
+        return end, self.error
+
+    cdef int work(self) noexcept nogil:
+        cdef int call, end
+        for call in range(CALLS):
+            if self.stopped:
+                return STOPPED
+            if self.held:
+                end = self.drain()
+            elif self.ended:
+                return EOF
+            elif self.direct:
+                end = self.forward()
+            else:
+                end = self.fill()
+            if end != MORE:
+                return end
+        return SIGNALS
+
+    cdef int forward(self) noexcept nogil:
+        """From the source to the target in one call."""
+        cdef ssize_t n
+        if self.from_file:
+            n = sendfile(self.target, self.source, NULL, PIPE_SIZE)
+        elif self.from_pipe:
+            n = self.give(self.source, self.chunk)
+        else:
+            n = self.take(self.target, self.chunk)
+        if n > 0:
+            self.count += n
+            self.waited = 0
+            return MORE
+        if n == 0:
+            return EOF
+        if errno == EAGAIN:
+            return self.await_short_end()
+        if self.from_file and errno not in (EINTR, EPIPE, ECONNRESET):
+            self.error = errno
+            return UNSUPPORTED  # the file's error or the socket's: the copy engine will tell
+        return self.failed(TARGET if self.from_pipe or self.from_file else SOURCE)
+
+    cdef int await_short_end(self) noexcept nogil:
+        cdef int end
+        if self.waited:
+            self.usual = TARGET if self.waited == SOURCE else SOURCE
+        self.waited = self.usual
+        if self.usual == SOURCE:
+            return self.wait(True, False, -1)
+        end = self.wait(False, True, STALL_MS if self.down else -1)
+        if end == MORE and not self.target_ready and self.open_between():
+            return self.fill()
+        return end
+
+    cdef int fill(self) noexcept nogil:
+        """From the source into `between`."""
+        cdef ssize_t n
+        if not self.open_between():
+            self.error = errno
+            return UNSUPPORTED  # no descriptors left: the copy engine needs none
+        n = self.take(self.between[1], PIPE_SIZE)
+        if n > 0:
+            self.held += n
+            return MORE
+        if n == 0:
+            self.ended = True
+            return MORE
+        if errno != EAGAIN:
+            return self.failed(SOURCE)
+        if self.held:
+            self.full = True  # of short packets perhaps, each of which takes a page's place
+            return MORE
+        return self.wait(True, False, -1)
+
+    cdef int drain(self) noexcept nogil:
+        """From `between` to the target; while that one has no room, more is taken in on the way down."""
+        cdef ssize_t n = self.give(self.between[0], self.held)
+        cdef int end
+        if n > 0:
+            self.held -= n
+            self.count += n
+            self.full = False
+            self.waited = 0
+            return MORE
+        if n == 0:
+            self.error = EIO
+            return TARGET
+        if errno != EAGAIN:
+            return self.failed(TARGET)
+        end = self.wait(self.down and not (self.full or self.ended), True, -1)
+        if end == MORE and self.source_ready and not self.target_ready:
+            return self.fill()
+        return end
+
+    cdef int failed(self, int side) noexcept nogil:
+        if errno == EINTR:
+            return SIGNALS
+        self.error = errno
+        if errno in (EINVAL, ENOSYS, EPERM, EOPNOTSUPP, EBADF, ESPIPE):
+            return UNSUPPORTED
+        return TARGET if errno == EPIPE else side
+
+    cdef ssize_t take(self, int pipe, size_t size) noexcept nogil:
+        if self.source_blocks and not _is_ready(self.source, POLLIN):
+            return -1
+        return splice(self.source, NULL, pipe, NULL, size, SPLICE_F_MOVE | SPLICE_F_NONBLOCK)
+
+    cdef ssize_t give(self, int pipe, size_t size) noexcept nogil:
+        if self.target_bound:
+            if not _is_ready(self.target, POLLOUT):
+                return -1
+            size = min(size, self.target_bound)
+        return splice(pipe, NULL, self.target, NULL, size, SPLICE_F_MOVE | SPLICE_F_NONBLOCK)
+
+    cdef int wait(self, bint source, bint target, int timeout) noexcept nogil:
+        """Until one of the ends asked for is ready, or `timeout` milliseconds."""
+        cdef pollfd[3] ends
+        ends[0] = [self.source if source else -1, POLLIN, 0]
+        ends[1] = [self.target if target or self.down else -1, POLLOUT if target else 0, 0]
+        ends[2] = [self.wake, POLLIN, 0]
+        if poll(ends, 3, timeout) < 0:
+            return self.failed(SOURCE)
+        if ends[2].revents:
+            return STOPPED
+        if ends[1].revents and not target:  # POLLERR or POLLHUP: nobody reads it any more
+            self.error = EPIPE
+            return TARGET
+        self.source_ready = ends[0].revents != 0
+        self.target_ready = ends[1].revents != 0
+        return MORE
+
+    cdef bint open_between(self) noexcept nogil:
+        if self.between[0] >= 0:
+            return True
+        if pipe2(self.between, O_CLOEXEC):
+            return False
+        _raise_pipe(self.between[0])
+        return True
+
+
+cdef size_t _raise_pipe(int fd) noexcept nogil:
+    """Make a pipe as large as allowed, best effort (pipe(7): a user's pages are capped), and tell its size in bytes."""
+    cdef int want = PIPE_SIZE
+    while want > fcntl(fd, F_GETPIPE_SZ) and fcntl(fd, F_SETPIPE_SZ, want) < 0:
+        want //= 2
+    return max(fcntl(fd, F_GETPIPE_SZ), 4096)
+
+
+cdef bint _is_ready(int fd, short events) noexcept nogil:
+    """Whether a descriptor may be used without blocking; errno is EAGAIN where not."""
+    cdef pollfd one = [fd, events, 0]
+    if poll(&one, 1, 0) > 0:
+        return True
+    errno = EAGAIN
+    return False
+
+
+cdef int _option(int fd, int name) noexcept nogil:
+    cdef int value = 0
+    cdef unsigned int size = sizeof(value)
+    getsockopt(fd, SOL_SOCKET, name, &value, &size)
+    return value
+
+
+cdef void _close(int *fd) noexcept nogil:
+    if fd[0] >= 0:
+        close(fd[0])
+        fd[0] = -1

@@ -1,0 +1,207 @@
+"""`runcvm-vsock-connect UDS PORT`: stdin and stdout joined to a guest's port, and not a module more than that takes.
+
+It starts once for every `kubectl exec`, so it parses its own few options: argparse alone would double the time to the
+first byte. `fastvsock connect` is this same code. The process ends by `os._exit`: whatever the interpreter would tidy
+up, the kernel tidies up faster, and nothing here waits to be flushed.
+"""
+
+import os
+import sys
+
+from . import __version__, errors, handshake
+from .relay import Relay, RelayResult
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import signal as _signal
+    from collections.abc import Sequence
+else:
+    import _signal  # signal itself imports enum
+
+HELP = """\
+usage: {prog} [options] UDS PORT
+
+Join stdin and stdout to a port inside a microVM: UDS is the VMM's vsock Unix
+socket, PORT the guest's AF_VSOCK port, 0 to 4294967295.
+
+options:
+  --timeout SECONDS  time for connecting and the handshake (default 10)
+  --wait SECONDS     retry for so long while the guest is still booting: no
+                     socket yet, refused, or reset (default 0)
+  --linger SECONDS   after the end of stdin, when nothing has moved either way
+                     for so long, half-close the connection, which makes a VMM
+                     close it whole; 0: at once, inf: never (default 0.5, and
+                     inf if stdin had nothing at all to give)
+  --engine ENGINE    auto, splice or copy (default: FASTVSOCK_ENGINE, or auto)
+  --stats            one line on stderr at the end: bytes and rate each way,
+                     the engines, CPU time
+  --version          print the version
+  -h, --help         print this help
+
+exit status: 0 the guest closed, or nobody reads stdout any more; 1 a failure,
+told on stderr in one line; 2 wrong usage; 128+n ended by signal n.
+"""
+
+SIGNALS = (_signal.SIGTERM, _signal.SIGINT, _signal.SIGHUP)
+
+
+class Options:
+    """The command line, with its defaults. Times are in seconds."""
+
+    uds = ""
+    port = 0
+    timeout = 10.0
+    wait = 0.0
+    linger: "float | None" = None
+    engine: "str | None" = None
+    stats = False
+
+
+class Ending:
+    """What the signal handlers know: with a relay they stop it, without they end the process."""
+
+    relay: "Relay | None" = None
+    signal = 0
+
+    def __call__(self, number: int, frame: object) -> None:
+        self.signal = number
+        if self.relay is None:
+            os._exit(128 + number)
+        self.relay.stop()
+
+
+def main() -> None:
+    """The console script. Does not return."""
+    try:
+        status = run(sys.argv[1:], "runcvm-vsock-connect")
+        sys.stdout and sys.stdout.flush()  # of --help and --version, the payload goes by another way
+    except OSError:
+        status = 1
+    os._exit(status)
+
+
+def run(arguments: "Sequence[str]", prog: str) -> int:
+    """Do what the command line says and return the exit status. `prog` is the name that the help shows."""
+    try:
+        options = parse(arguments, prog)
+        return 0 if options is None else _connect(options)
+    except errors.UsageError as error:
+        _say(f"{error}\nusage: {prog} [options] UDS PORT ({prog} --help tells more)")
+        return error.exit_code
+    except errors.FastvsockError as error:
+        _say(str(error))
+        return error.exit_code
+    except Exception as error:
+        if os.environ.get("FASTVSOCK_DEBUG") == "1":
+            raise
+        _say(f"unexpected {type(error).__name__}: {error} (FASTVSOCK_DEBUG=1 shows where)")
+        return 1
+
+
+def parse(arguments: "Sequence[str]", prog: str) -> "Options | None":
+    """The options of a command line; None where help or version were printed. Raises `UsageError` and `PortError`."""
+    options = Options()
+    words: list[str] = []
+    rest = iter(arguments)
+    for word in rest:
+        name, equals, value = word.partition("=")
+        if word == "--":
+            words += rest
+        elif not word.startswith("-") or word == "-":
+            words.append(word)
+        elif word in ("-h", "--help"):
+            print(HELP.format(prog=prog), end="")
+            return None
+        elif word == "--version":
+            print(f"{prog} {__version__}")
+            return None
+        elif word == "--stats":
+            options.stats = True
+        elif name in ("--timeout", "--wait", "--linger", "--engine"):
+            setattr(options, name[2:], _value(name, value if equals else next(rest, None)))
+        else:
+            raise errors.UsageError(f"unknown option {word}")
+    if len(words) != 2:
+        raise errors.UsageError(f"UDS and PORT are needed, not {len(words)} argument{'s' * (len(words) != 1)}")
+    options.uds, options.port = words[0], handshake.parse_port(words[1])
+    return options
+
+
+def _value(name: str, text: "str | None") -> "str | float":
+    if text is None:
+        raise errors.UsageError(f"{name} needs a value")
+    if name == "--engine":
+        if text not in ("auto", "splice", "copy"):
+            raise errors.UsageError(f"--engine is auto, splice or copy, not {text!r}")
+        return text
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if name == "--linger" and seconds == float("inf"):
+        return seconds
+    if not 0 <= seconds <= 1e6 or (name == "--timeout" and not seconds):
+        raise errors.UsageError(f"{name} is a number of seconds, not {text!r}")
+    return seconds
+
+
+def _connect(options: Options) -> int:
+    ending = Ending()
+    _signal.signal(_signal.SIGPIPE, _signal.SIG_IGN)
+    for number in SIGNALS:
+        if _signal.getsignal(number) != _signal.SIG_IGN:  # nohup, and a shell's background jobs, mean it so
+            _signal.signal(number, ending)
+    _fill_closed()
+    sock = handshake.connect(options.uds, options.port, options.timeout, options.wait)
+    relay = Relay(
+        sock,
+        0,
+        1,
+        linger=options.linger,
+        engine=options.engine,
+        notice=_explain if os.isatty(2) else None,
+    )
+    ending.relay = relay
+    _signal.set_wakeup_fd(relay.wakeup, warn_on_full_buffer=False)
+    result = relay.run()
+    if options.stats:
+        _say(_stats(result))
+    if ending.signal:
+        return 128 + ending.signal
+    if result.error is not None:
+        _say(str(result.error))
+        return result.error.exit_code
+    return 0
+
+
+def _fill_closed() -> None:
+    """Put /dev/null where stdin, stdout or stderr is closed: else the connection would take that number."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open("/dev/null", os.O_RDWR)  # open(2): the lowest number that is free, so this one
+
+
+def _explain() -> None:
+    _say("stdin has ended; waiting for the guest to close the connection (Ctrl-C ends it now, see --linger)")
+
+
+def _stats(result: RelayResult) -> str:
+    times = os.times()
+    ways = (
+        f"{way} {count} bytes, {count / max(result.seconds, 1e-9) / 2**20:.1f} MiB/s, {engine}"
+        for way, count, engine in (("up", result.sent, result.up), ("down", result.received, result.down))
+    )
+    return f"{'; '.join(ways)}; {result.seconds:.3f} s, CPU {times.user + times.system:.3f} s"
+
+
+def _say(text: str) -> None:
+    try:
+        os.write(2, f"fastvsock: {text}\n".encode(errors="backslashreplace"))
+    except OSError:
+        pass  # nobody listens, and there is no other place
+
+
+if __name__ == "__main__":
+    main()

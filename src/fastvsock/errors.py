@@ -1,0 +1,158 @@
+"""Every exception that this package raises, each with its exit code and its sentence.
+
+A sentence says what failed, with which path and port, why, and what to try; the commands print it behind
+``fastvsock: `` and end with `exit_code`. Each class also derives from the built-in exception that a caller would
+expect (`FileNotFoundError`, `TimeoutError`, ...), so ``except OSError`` keeps working in programs that know nothing
+of this package.
+"""
+
+import errno
+
+USAGE = 2
+"""Exit code for wrong usage, as in the shell's own builtins; every other failure is 1."""
+
+
+class FastvsockError(Exception):
+    """Base of all errors of this package. `exit_code` is what a command ends with."""
+
+    exit_code = 1
+
+
+class UsageError(FastvsockError):
+    """The command line makes no sense."""
+
+    exit_code = USAGE
+
+
+class PortError(FastvsockError, ValueError):
+    """A guest port that is no number from 0 to 4294967295."""
+
+    def __init__(self, port: object) -> None:
+        super().__init__(port)
+        self.port = port
+
+    def __str__(self) -> str:
+        return f"{self.port!r} is no guest port: give a number from 0 to 4294967295"
+
+
+class EngineError(FastvsockError):
+    """The engine that was asked for does not exist, or cannot be used here."""
+
+
+class ConnectError(FastvsockError, OSError):
+    """`connect()` failed. `uds` is the path, `port` the guest port, `detail` what the subclass adds."""
+
+    number = 0
+    sentence = "{uds}: cannot connect to guest port {port}: {detail}"
+
+    def __init__(self, uds: str, port: int, detail: str = "") -> None:
+        super().__init__()
+        self.args = (uds, port, detail)
+        self.uds, self.port, self.detail = uds, port, detail
+        self.errno = self.number or None
+
+    def __str__(self) -> str:
+        return self.sentence.format(uds=self.uds, port=self.port, detail=self.detail)
+
+
+class SocketMissingError(ConnectError, FileNotFoundError):
+    """Nothing is at the path of the UDS."""
+
+    number = errno.ENOENT
+    sentence = (
+        "{uds}: no such socket (for guest port {port}): is the VMM running, and is this its vsock uds_path? "
+        "(--wait SECONDS waits for it)"
+    )
+
+
+class NotASocketError(ConnectError):
+    """What is at the path is no Unix stream socket."""
+
+    number = errno.ENOTSOCK
+    sentence = (
+        "{uds}: not a Unix stream socket but {detail} (for guest port {port}): give the vsock uds_path of the VMM"
+    )
+
+
+class SocketPermissionError(ConnectError, PermissionError):
+    """The UDS, or a folder on the way to it, may not be used by this user."""
+
+    number = errno.EACCES
+    sentence = (
+        "{uds}: permission denied (for guest port {port}): connecting takes write permission on the socket and "
+        "search permission on its folders; run as the user that the VMM runs as, or change the mode"
+    )
+
+
+class StaleSocketError(ConnectError, ConnectionRefusedError):
+    """A socket file that nobody listens on any more."""
+
+    number = errno.ECONNREFUSED
+    sentence = (
+        "{uds}: connection refused (for guest port {port}): nobody listens on this socket file, "
+        "the VMM has ended or has not opened it yet (--wait SECONDS retries)"
+    )
+
+
+class PathTooLongError(ConnectError, ValueError):
+    """A path over the 107 bytes of a Unix socket address, where /proc cannot help (unix(7), sun_path)."""
+
+    number = errno.ENAMETOOLONG
+    sentence = (
+        "{uds}: the path is longer than the 107 bytes of a Unix socket address, and /proc is not there to shorten it "
+        "(for guest port {port}): use a shorter path, a symbolic link for instance"
+    )
+
+
+class HandshakeError(ConnectError):
+    """The UDS took the connection, but the handshake for the port failed."""
+
+
+class HandshakeTimeoutError(HandshakeError, TimeoutError):
+    """No complete answer within the timeout."""
+
+    number = errno.ETIMEDOUT
+    sentence = (
+        "{uds}: no answer for guest port {port} within {detail} s: the VMM may be paused, out of file descriptors, "
+        "or not a VMM at all (--timeout SECONDS waits longer)"
+    )
+
+
+class GuestRefusedError(HandshakeError, ConnectionRefusedError):
+    """The VMM closed without ``OK``: a refusal has no words, only EOF or a reset (Firecracker's docs/vsock.md)."""
+
+    number = errno.ECONNREFUSED
+    sentence = (
+        "{uds}: guest port {port} refused: nothing is listening on it in the guest, the guest is not up yet, "
+        "or the VMM has no connection left (--wait SECONDS retries)"
+    )
+
+
+class BadReplyError(HandshakeError):
+    """The answer was not ``OK <n>``."""
+
+    number = errno.EPROTO
+    sentence = (
+        "{uds}: the answer to CONNECT {port} was {detail}, not 'OK <n>': "
+        "this socket does not speak hybrid vsock; give the vsock uds_path of the VMM"
+    )
+
+
+class RelayError(FastvsockError, OSError):
+    """A relay ended before its time."""
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__()
+        self.args = (message, number)
+        self.message, self.errno = message, number
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class ConnectionBrokenError(RelayError, ConnectionError):
+    """The socket to the VMM broke in mid-stream; what had arrived was delivered."""
+
+
+class StreamError(RelayError):
+    """Reading the near end's input or writing its output failed (a full disk, a bad descriptor)."""

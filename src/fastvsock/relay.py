@@ -1,0 +1,233 @@
+"""A relay: two pumps between a connected socket and a pair of descriptors. What ends a relay is decided here.
+
+Up (near end to guest) runs in the calling thread, down (guest to near end) in one of its own, so that a side which
+stops reading one way never holds up the other. The end of *down* ends the relay: either the guest closed, or nobody
+reads what it says. The end of *up* does not, since the answer may still be on its way; but the guest may be waiting
+for an end of its input. A VMM of the Firecracker family takes a half-close for a close of both directions and drops
+what the guest had yet to send (vsock/csm/connection.rs), so the relay half-closes only after `linger` seconds in
+which nothing moved, neither here nor in the socket's queues.
+
+Both pumps, and whoever stops the relay, share one pipe: its read end is in each poll, one byte wakes all.
+"""
+
+import _socket
+import _thread
+import errno
+import os
+from sys import byteorder
+from time import monotonic
+
+from . import errors
+from .engines import EOF, SOURCE, STOPPED, TARGET, Pump
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+NEVER = float("inf")
+GONE = (errno.EPIPE, errno.ECONNRESET)  # nobody reads what we write
+LINGER = 0.5  # seconds
+NOTICE_AFTER = 3.0  # seconds of silence after end of input that a person at a terminal should have explained
+SEND_BUFFER = 1 << 22  # bytes; with 4 MiB a splice up takes a third of the CPU time that it takes with the default
+SO_SNDBUFFORCE = 32  # include/uapi/asm-generic/socket.h; SO_SNDBUF where CAP_NET_ADMIN is missing
+
+
+class RelayResult:
+    """What a relay did. Counts are in bytes, times in seconds.
+
+    `sent` and `received` count what was handed to the socket and to the near end's output, `up` and `down` name the
+    engine that moved them. `ended` tells why: ``guest`` (it closed), ``reader`` (nobody reads the output any more),
+    ``stopped`` (`Relay.stop`), ``error`` (`error` is what `relay()` raises).
+    """
+
+    __slots__ = ("down", "ended", "error", "received", "seconds", "sent", "up")
+
+    def __init__(
+        self,
+        sent: int,
+        received: int,
+        seconds: float,
+        up: str,
+        down: str,
+        ended: str,
+        error: errors.RelayError | None = None,
+    ) -> None:
+        self.sent, self.received, self.seconds = sent, received, seconds
+        self.up, self.down, self.ended, self.error = up, down, ended, error
+
+    def __repr__(self) -> str:
+        facts = ", ".join(f"{name}={getattr(self, name)!r}" for name in self.__slots__)
+        return f"RelayResult({facts})"
+
+
+class Relay:
+    """A relay that can be watched and stopped; `relay()` is the plain function.
+
+    `sock` is a connected stream socket, which the relay sets non-blocking; `rfd` is read until its end, `wfd` written.
+    None of them is closed. `linger` is the time in seconds after which silence at the end of input becomes a
+    half-close: 0 at once, infinity never; None is `LINGER`, or never if `rfd` had nothing at all to give. `notice` is
+    called once if, after the end of input, nothing moves for `NOTICE_AFTER` seconds. Raises `EngineError`, and
+    `RelayError` where descriptors are short.
+    """
+
+    def __init__(
+        self,
+        sock: _socket.socket,
+        rfd: int,
+        wfd: int,
+        *,
+        linger: float | None = None,
+        engine: str | None = None,
+        notice: "Callable[[], object] | None" = None,
+    ) -> None:
+        self._sock, self._linger, self._notice = sock, linger, notice
+        self._stopped = False
+        sock.setblocking(False)
+        _raise_send_buffer(sock)
+        try:
+            self._woken, self.wakeup = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError as error:
+            raise errors.RelayError(f"cannot open a pipe: {error.strerror}", error.errno or 0) from None
+        try:
+            self._up = Pump(rfd, sock.fileno(), self._woken, engine=engine)
+            self._down = Pump(sock.fileno(), wfd, self._woken, down=True, engine=engine)
+        except BaseException:
+            self._close()
+            raise
+        self._down_running = _thread.allocate_lock()
+        self._down_end: tuple[int, int] = STOPPED, 0
+        self._down_failure: BaseException | None = None
+        self._seen: tuple[int, int, int] = 0, 0, 0
+
+    @property
+    def sent(self) -> int:
+        """Bytes handed to the socket so far."""
+        return self._up.moved
+
+    @property
+    def received(self) -> int:
+        """Bytes handed to the near end's output so far."""
+        return self._down.moved
+
+    def stop(self) -> None:
+        """End run() soon, from any thread or from a signal handler. `wakeup` also serves `signal.set_wakeup_fd`."""
+        self._stopped = True
+        self._wake()
+
+    def run(self) -> RelayResult:
+        """Relay until the guest closes, nobody reads `wfd`, an end fails, or `stop`. To be called once."""
+        started = monotonic()
+        self._down_running.acquire()
+        try:
+            _thread.start_new_thread(self._run_down, ())
+        except RuntimeError as error:
+            self._close()
+            raise errors.RelayError(f"cannot relay: {error}", errno.EAGAIN) from None
+        try:
+            up = self._up.run()
+            if up[0] in (EOF, TARGET):
+                self._await_down(self._patience(up[0]))
+        finally:
+            self._wake()
+            self._down_running.acquire()
+            self._close()
+        if self._down_failure is not None:
+            raise self._down_failure
+        ended, failure = self._verdict(*up, *self._down_end)
+        seconds = monotonic() - started
+        return RelayResult(self.sent, self.received, seconds, self._up.engine, self._down.engine, ended, failure)
+
+    def _run_down(self) -> None:
+        try:
+            self._down_end = self._down.run()
+        except BaseException as failure:
+            self._down_failure = failure
+        finally:
+            self._wake()
+            self._down_running.release()
+
+    def _patience(self, end: int) -> float:
+        """Seconds of silence from the end of input to the half-close."""
+        if end == TARGET:
+            return NEVER  # there is no sending any more
+        if self._linger is None:
+            return LINGER if self.sent else NEVER
+        return self._linger
+
+    def _await_down(self, linger: float) -> None:
+        """Wait for the end of down; half-close once nothing has moved for `linger` seconds."""
+        self._has_moved()
+        since = monotonic()
+        while True:
+            silence = monotonic() - since
+            if silence >= linger:
+                self._half_close()
+                linger = NEVER
+            if self._notice and silence >= NOTICE_AFTER:
+                self._notice()
+                self._notice = None
+            due = min(linger, NOTICE_AFTER if self._notice else NEVER)
+            # To look four times finds what moves through the socket's queues, where no pump sees it.
+            timeout = -1 if due == NEVER else max(min(due / 4, due - silence), 0.001)
+            if self._down_running.acquire(timeout=timeout):
+                return self._down_running.release()
+            if self._has_moved():
+                since = monotonic()
+
+    def _has_moved(self) -> bool:
+        """Whether anything has moved since the last look, or waits for the near end's reader: that is no silence."""
+        import fcntl  # here, not above: only a relay whose input has ended needs them
+        import termios
+
+        number = self._sock.fileno()
+        unread, unsent = (
+            int.from_bytes(fcntl.ioctl(number, request, bytes(4)), byteorder)
+            for request in (termios.FIONREAD, termios.TIOCOUTQ)
+        )
+        before, self._seen = self._seen, (self.sent, self.received, unsent)
+        return unread > 0 or before != self._seen
+
+    def _half_close(self) -> None:
+        try:
+            self._sock.shutdown(_socket.SHUT_WR)
+        except OSError:
+            pass  # it is closed already, and down will see that
+
+    def _verdict(self, up: int, up_error: int, down: int, down_error: int) -> "tuple[str, errors.RelayError | None]":
+        """Why the relay ended, from how its pumps did."""
+        if self._stopped:
+            return "stopped", None
+        if down == TARGET and down_error in GONE:
+            return "reader", None
+        if down == TARGET:
+            return "error", errors.StreamError(f"cannot write the output: {os.strerror(down_error)}", down_error)
+        if up == SOURCE:
+            return "error", errors.StreamError(f"cannot read the input: {os.strerror(up_error)}", up_error)
+        if down == SOURCE or up == TARGET:
+            number = down_error if down == SOURCE else up_error
+            return "error", errors.ConnectionBrokenError(
+                f"the connection to the guest broke ({os.strerror(number)}) after {self.sent} bytes up and "
+                f"{self.received} down: the guest or the VMM ended it with data still under way",
+                number,
+            )
+        return "guest", None
+
+    def _wake(self) -> None:
+        self._up.stop()
+        self._down.stop()
+        try:
+            os.write(self.wakeup, b"\0")
+        except OSError:
+            pass  # full, and so readable; or closed, after the end
+
+    def _close(self) -> None:
+        os.close(self._woken)
+        os.close(self.wakeup)
+
+
+def _raise_send_buffer(sock: _socket.socket) -> None:
+    for option in (SO_SNDBUFFORCE, _socket.SO_SNDBUF):
+        try:
+            return sock.setsockopt(_socket.SOL_SOCKET, option, SEND_BUFFER)
+        except OSError:
+            continue
