@@ -74,9 +74,10 @@ def main() -> None:
     """The console script. Does not return."""
     try:
         status = run(sys.argv[1:], "runcvm-vsock-connect")
-        sys.stdout and sys.stdout.flush()  # of --help and --version, the payload goes by another way
-    except OSError:
-        status = 1
+        if sys.stdout is not None:
+            sys.stdout.flush()  # of --help and --version; the payload goes another way
+    except BrokenPipeError:
+        status = 0
     os._exit(status)
 
 
@@ -91,6 +92,8 @@ def run(arguments: "Sequence[str]", prog: str) -> int:
     except errors.FastvsockError as error:
         _say(str(error))
         return error.exit_code
+    except BrokenPipeError:
+        return 0  # of --help and --version, into `head` for instance
     except Exception as error:
         if os.environ.get("FASTVSOCK_DEBUG") == "1":
             raise
@@ -107,7 +110,7 @@ def parse(arguments: "Sequence[str]", prog: str) -> "Options | None":
         name, equals, value = word.partition("=")
         if word == "--":
             words += rest
-        elif not word.startswith("-") or word == "-":
+        elif not word.startswith("-") or word[1:2].isdigit():  # -1 is no port, but no option either
             words.append(word)
         elif word in ("-h", "--help"):
             print(HELP.format(prog=prog), end="")

@@ -52,7 +52,8 @@ class ConnectError(FastvsockError, OSError):
         self.errno = self.number or None
 
     def __str__(self) -> str:
-        return self.sentence.format(uds=self.uds, port=self.port, detail=self.detail)
+        path = self.uds if self.uds.isprintable() else repr(self.uds)[1:-1]  # a sentence is one line
+        return self.sentence.format(uds=path, port=self.port, detail=self.detail)
 
 
 class SocketMissingError(ConnectError, FileNotFoundError):

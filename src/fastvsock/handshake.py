@@ -157,8 +157,9 @@ def shake(sock: _socket.socket, uds: str, port: int) -> "Iterator[float | None]"
 
 
 def _reach(sock: _socket.socket, uds: str, port: int) -> "Iterator[float]":
-    address, held = _address(uds, port)
+    held = None
     try:
+        address, held = _address(uds, port)
         while True:
             try:
                 return sock.connect(address)
@@ -223,5 +224,5 @@ def _read_reply(sock: _socket.socket, uds: str, port: int) -> "Iterator[None]":
         except ValueError:
             raise errors.BadReplyError(uds, port, repr((seen + ahead).decode("latin-1"))) from None
         seen += sock.recv(len(ahead) if length is None else length - len(seen))
-        if length is not None:
+        if len(seen) == length:
             return

@@ -14,11 +14,10 @@ import _socket
 import _thread
 import errno
 import os
-from sys import byteorder
 from time import monotonic
 
 from . import errors
-from .engines import EOF, SOURCE, STOPPED, TARGET, Pump
+from .engines import EOF, SOURCE, STOPPED, TARGET, Pump, queues
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -81,7 +80,9 @@ class Relay:
         notice: "Callable[[], object] | None" = None,
     ) -> None:
         self._sock, self._linger, self._notice = sock, linger, notice
+        self._near, self._engine = (rfd, wfd), engine
         self._stopped = False
+        self.wakeup = -1
         sock.setblocking(False)
         _raise_send_buffer(sock)
         try:
@@ -92,7 +93,7 @@ class Relay:
             self._up = Pump(rfd, sock.fileno(), self._woken, engine=engine)
             self._down = Pump(sock.fileno(), wfd, self._woken, down=True, engine=engine)
         except BaseException:
-            self._close()
+            self.close()
             raise
         self._down_running = _thread.allocate_lock()
         self._down_end: tuple[int, int] = STOPPED, 0
@@ -121,7 +122,6 @@ class Relay:
         try:
             _thread.start_new_thread(self._run_down, ())
         except RuntimeError as error:
-            self._close()
             raise errors.RelayError(f"cannot relay: {error}", errno.EAGAIN) from None
         try:
             up = self._up.run()
@@ -130,12 +130,20 @@ class Relay:
         finally:
             self._wake()
             self._down_running.acquire()
-            self._close()
         if self._down_failure is not None:
             raise self._down_failure
         ended, failure = self._verdict(*up, *self._down_end)
         seconds = monotonic() - started
         return RelayResult(self.sent, self.received, seconds, self._up.engine, self._down.engine, ended, failure)
+
+    def close(self) -> None:
+        """Close the relay's own descriptors, not those that it was given. Also done when the last reference goes."""
+        if self.wakeup >= 0:
+            os.close(self._woken)
+            os.close(self.wakeup)
+            self.wakeup = -1
+
+    __del__ = close
 
     def _run_down(self) -> None:
         try:
@@ -176,14 +184,7 @@ class Relay:
 
     def _has_moved(self) -> bool:
         """Whether anything has moved since the last look, or waits for the near end's reader: that is no silence."""
-        import fcntl  # here, not above: only a relay whose input has ended needs them
-        import termios
-
-        number = self._sock.fileno()
-        unread, unsent = (
-            int.from_bytes(fcntl.ioctl(number, request, bytes(4)), byteorder)
-            for request in (termios.FIONREAD, termios.TIOCOUTQ)
-        )
+        unread, unsent = queues(self._sock.fileno(), self._engine)
         before, self._seen = self._seen, (self.sent, self.received, unsent)
         return unread > 0 or before != self._seen
 
@@ -201,6 +202,8 @@ class Relay:
             return "reader", None
         if down == TARGET:
             return "error", errors.StreamError(f"cannot write the output: {os.strerror(down_error)}", down_error)
+        if up == SOURCE and up_error in GONE and os.path.sameopenfile(*self._near):
+            return "reader", None  # one socket for both: who reads it wrote it too
         if up == SOURCE:
             return "error", errors.StreamError(f"cannot read the input: {os.strerror(up_error)}", up_error)
         if down == SOURCE or up == TARGET:
@@ -219,10 +222,6 @@ class Relay:
             os.write(self.wakeup, b"\0")
         except OSError:
             pass  # full, and so readable; or closed, after the end
-
-    def _close(self) -> None:
-        os.close(self._woken)
-        os.close(self.wakeup)
 
 
 def _raise_send_buffer(sock: _socket.socket) -> None:

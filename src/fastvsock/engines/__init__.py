@@ -98,6 +98,15 @@ def choose(engine: str | None = None) -> str:
     return "splice"
 
 
+def queues(fd: int, engine: str | None = None) -> tuple[int, int]:
+    """The bytes in a socket's two queues: received and not read here, sent and not read there."""
+    if choose(engine) == "splice":
+        from ._splice import queues as count
+    else:
+        from ._copy import queues as count
+    return count(fd)
+
+
 def _splice_pump(source: int, target: int, wake: int, down: bool) -> "Engine":
     from ._splice import Pump
 

@@ -15,6 +15,8 @@ import fcntl
 import os
 import select
 import stat
+import termios
+from sys import byteorder
 
 from . import EOF, SOURCE, STOPPED, TARGET
 
@@ -35,9 +37,12 @@ class Pump:
         self.moved = 0
         self._source, self._target, self._wake, self._down = source, target, wake, down
         self._stopped = False
+        for end in source, target:
+            _raise_pipe(end)
         self._buffer = memoryview(bytearray(RESERVE if down else CHUNK))
         self._start = self._end = 0  # what the target has yet to get
         self._ended = False
+        self._broken = 0  # the errno with which the source ended, to be told once the buffer is delivered
         self._read_ready = self._write_ready = False
         self._polls: dict[tuple[bool, bool], select.poll] = {}
 
@@ -63,9 +68,11 @@ class Pump:
                 if self._start < self._end:
                     end = self._write()
                 elif self._ended:
-                    return EOF, 0
+                    return SOURCE if self._broken else EOF, self._broken
                 else:
-                    end = self._wait(True, False) or self._read()
+                    end = self._wait(True, False)
+                    if end is None:
+                        self._read()
                 if end:
                     return end
             return STOPPED, 0
@@ -73,17 +80,16 @@ class Pump:
             if own:
                 os.close(self._out)
 
-    def _read(self) -> tuple[int, int] | None:
+    def _read(self) -> None:
         room = self._buffer[self._end : self._end + CHUNK]
         try:
             n = os.readv(self._source, [room])
         except BlockingIOError:
-            return None
+            return
         except OSError as error:
-            return SOURCE, error.errno or 0
+            n, self._broken = 0, error.errno or errno.EIO
         self._end += n
         self._ended = not n
-        return None
 
     def _write(self) -> tuple[int, int] | None:
         try:
@@ -106,7 +112,7 @@ class Pump:
         eager = self._down and not self._ended and self._end < len(self._buffer)
         end = self._wait(eager, True)
         if end is None and self._read_ready and not self._write_ready:
-            return self._read()
+            self._read()
         return end
 
     def _can_write(self) -> bool:
@@ -133,6 +139,28 @@ class Pump:
             if source:
                 poll.register(self._source, select.POLLIN)
         return dict(poll.poll(timeout))
+
+
+def queues(fd: int) -> tuple[int, int]:
+    """The bytes in a socket's two queues: received and not read here, sent and not read there."""
+    unread, unsent = (
+        int.from_bytes(fcntl.ioctl(fd, request, bytes(4)), byteorder)
+        for request in (termios.FIONREAD, termios.TIOCOUTQ)
+    )
+    return unread, unsent
+
+
+def _raise_pipe(fd: int) -> None:
+    """Make a pipe as large as allowed, best effort (pipe(7): a user's pages are capped)."""
+    want = RESERVE
+    try:
+        while want > fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ):
+            try:
+                fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, want)
+            except PermissionError:
+                want //= 2
+    except OSError:
+        pass  # no pipe at all, or one that holds more than fits the size in question
 
 
 def _not_blocking(fd: int) -> tuple[int, int, bool]:

@@ -31,16 +31,25 @@ cdef extern from *:
     #ifndef _GNU_SOURCE
     #define _GNU_SOURCE
     #endif
+    #include <errno.h>
     #include <fcntl.h>
     #include <poll.h>
+    #include <linux/sockios.h>
+    #include <sys/ioctl.h>
     #include <sys/sendfile.h>
     #include <sys/socket.h>
     #include <sys/stat.h>
+    #include <sys/sysmacros.h>
     #include <unistd.h>
     typedef struct stat status;
+    /* The numbers of /dev/null: Documentation/admin-guide/devices.txt */
+    #define IS_NULL(status) (S_ISCHR((status).st_mode) && (status).st_rdev == makedev(1, 3))
+    #define SET_ERRNO(value) (errno = (value))  /* an assignment in Cython would make a local variable */
     #if CYTHON_COMPILING_IN_LIMITED_API
-    /* Cython 3 would import `inspect` here, 15 ms and 20 modules, to ask for these constants. */
+    /* Cython 3 would import `inspect` and `collections` here, 15 ms and 20 modules, to ask for constants: these of a
+       code object's flags, and those of types in pattern matching, of which there is none. */
     #define __Pyx_init_co_variables() 0
+    #define __Pyx_init_tpflags_variables() 0
     #define CO_OPTIMIZED 0x1
     #define CO_NEWLOCALS 0x2
     #endif
@@ -48,6 +57,7 @@ cdef extern from *:
     enum: F_GETFL, F_GETPIPE_SZ, F_SETPIPE_SZ, O_CLOEXEC, O_NONBLOCK
     enum: POLLIN, POLLOUT
     enum: SPLICE_F_MOVE, SPLICE_F_NONBLOCK
+    enum: SIOCINQ, SIOCOUTQ
     enum: SOL_SOCKET, SO_DOMAIN, SO_SNDBUF, AF_UNIX
     struct pollfd:
         int fd
@@ -55,6 +65,8 @@ cdef extern from *:
         short revents
     ctypedef struct status:
         mode_t st_mode
+    bint IS_NULL(status) nogil
+    void SET_ERRNO(int) nogil
     bint S_ISBLK(mode_t) nogil
     bint S_ISFIFO(mode_t) nogil
     bint S_ISREG(mode_t) nogil
@@ -62,6 +74,7 @@ cdef extern from *:
     int close(int) nogil
     int fcntl(int, int, ...) nogil
     int fstat(int, status *) nogil
+    int ioctl(int, unsigned long, ...) nogil
     int getsockopt(int, int, int, void *, unsigned int *) nogil
     int pipe2(int *, int) nogil
     int poll(pollfd *, unsigned long, int) nogil
@@ -80,6 +93,7 @@ cdef enum:
     SIGNALS = 6  # back to the interpreter, for its signal handlers
 
 cdef enum:
+    PAGE = 4096  # a pipe is never smaller
     PIPE_SIZE = 1 << 20  # the kernel's default for fs.pipe-max-size
     CALLS = 256  # between two looks at the interpreter's signals
     STALL_MS = 500  # a reader that stalls for less costs no second splice
@@ -101,6 +115,7 @@ cdef class Pump:
     cdef bint full, ended
     cdef bint source_ready, target_ready  # as wait() found them
     cdef int waited, usual  # SOURCE or TARGET: the end waited for since something moved, and the one before
+    cdef int broken  # the errno with which the source ended, to be told once `between` is delivered
     cdef int error
     cdef volatile bint stopped
     cdef volatile unsigned long long count
@@ -113,6 +128,7 @@ cdef class Pump:
         self.usual = SOURCE
         if fstat(source, &near) or fstat(target, &far):
             return  # the first call will fail alike, and run() will say so
+        self.ended = IS_NULL(near)  # it does not splice, and the copy engine would be loaded for nothing
         self.from_pipe = S_ISFIFO(near.st_mode)
         self.from_file = (S_ISREG(near.st_mode) or S_ISBLK(near.st_mode)) and S_ISSOCK(far.st_mode)
         self.direct = self.from_pipe or self.from_file or S_ISFIFO(far.st_mode)
@@ -126,6 +142,8 @@ cdef class Pump:
         if S_ISSOCK(far.st_mode) and not fcntl(target, F_GETFL) & O_NONBLOCK:
             # Writable to poll(2) means that a third is free: sk_stream_is_writeable(), unix_writable().
             self.target_bound = max(_option(target, SO_SNDBUF) // 4, 1)
+        if not self.direct:
+            self.open_between()  # now, while there are descriptors; without it fill() says UNSUPPORTED
 
     def __dealloc__(self):
         _close(&self.between[0])
@@ -165,7 +183,8 @@ cdef class Pump:
             if self.held:
                 end = self.drain()
             elif self.ended:
-                return EOF
+                self.error = self.broken
+                return SOURCE if self.broken else EOF
             elif self.direct:
                 end = self.forward()
             else:
@@ -211,6 +230,7 @@ cdef class Pump:
     cdef int fill(self) noexcept nogil:
         """From the source into `between`."""
         cdef ssize_t n
+        cdef int end
         if not self.open_between():
             self.error = errno
             return UNSUPPORTED  # no descriptors left: the copy engine needs none
@@ -222,7 +242,11 @@ cdef class Pump:
             self.ended = True
             return MORE
         if errno != EAGAIN:
-            return self.failed(SOURCE)
+            end = self.failed(SOURCE)
+            if end != SOURCE:
+                return end
+            self.ended, self.broken = True, self.error
+            return MORE
         if self.held:
             self.full = True  # of short packets perhaps, each of which takes a page's place
             return MORE
@@ -294,12 +318,20 @@ cdef class Pump:
         return True
 
 
+def queues(int fd) -> tuple[int, int]:
+    """The bytes in a socket's two queues: received and not read here, sent and not read there."""
+    cdef int unread = 0, unsent = 0
+    ioctl(fd, SIOCINQ, &unread)
+    ioctl(fd, SIOCOUTQ, &unsent)
+    return unread, unsent
+
+
 cdef size_t _raise_pipe(int fd) noexcept nogil:
     """Make a pipe as large as allowed, best effort (pipe(7): a user's pages are capped), and tell its size in bytes."""
-    cdef int want = PIPE_SIZE
-    while want > fcntl(fd, F_GETPIPE_SZ) and fcntl(fd, F_SETPIPE_SZ, want) < 0:
+    cdef int size = max(fcntl(fd, F_GETPIPE_SZ), PAGE), want = PIPE_SIZE
+    while want > size and fcntl(fd, F_SETPIPE_SZ, want) < 0:
         want //= 2
-    return max(fcntl(fd, F_GETPIPE_SZ), 4096)
+    return max(size, want)
 
 
 cdef bint _is_ready(int fd, short events) noexcept nogil:
@@ -307,7 +339,7 @@ cdef bint _is_ready(int fd, short events) noexcept nogil:
     cdef pollfd one = [fd, events, 0]
     if poll(&one, 1, 0) > 0:
         return True
-    errno = EAGAIN
+    SET_ERRNO(EAGAIN)
     return False
 
 
