@@ -8,6 +8,7 @@ from . import __version__, errors
 
 COMMANDS = {
     "connect": "join stdin and stdout to a port inside a microVM",
+    "emulate": "stand in for a VMM: a hybrid vsock without a VM, for demos and tests",
 }
 
 

@@ -1,0 +1,114 @@
+"""`fastvsock emulate UDS`: the VMM's side of a hybrid vsock and a guest behind it, without a VM."""
+
+import argparse
+import resource
+import shutil
+import signal
+import sys
+from functools import partial
+from types import FrameType
+
+from ..emulator import DEFAULT_SERVICES, Emulator, Exec, Service, Tcp, chargen, discard, echo
+from ..errors import UsageError
+from ..handshake import parse_port
+
+SUMMARY = "stand in for a VMM and its guest, for demos and tests without a VM"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add this command's arguments to `parser`."""
+    parser.description = (
+        "Listen on the Unix socket UDS as a VMM of the Firecracker family does, with services at the ports of a guest "
+        "that is not there. It treats closing, half-closing and stalled readers as Firecracker does, lost bytes "
+        "included. Ports 7 (echo), 9 (discard) and 19 (chargen) are served unless an option gives them another service."
+    )
+    parser.add_argument("uds", metavar="UDS", help="the Unix socket to create; a stale one is replaced")
+    group = parser.add_argument_group("guest services (each may be given more than once)")
+    option = partial(group.add_argument, action="append", default=[])
+    option("--echo", metavar="PORT", help="send back what comes")
+    option("--discard", metavar="PORT", help="read until end of file, then answer the count of bytes")
+    option("--chargen", metavar="PORT", help="send a pattern: byte i is (i ^ i>>8 ^ i>>16) & 0xff")
+    option(
+        "--exec",
+        metavar="PORT=COMMAND",
+        help="run COMMAND (no shell) for each connection, which is its stdin and stdout; "
+        "FASTVSOCK_GUEST_BACK holds the prefix of the host's sockets: connect to ${FASTVSOCK_GUEST_BACK}_PORT",
+    )
+    option("--tcp", metavar="PORT=HOST:PORT", help="join each connection to a TCP port")
+    parser.add_argument("-v", "--verbose", action="store_true", help="log connections to stderr")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until SIGTERM or SIGINT, and return 128 plus its number.
+
+    Raises `UsageError` or `PortError` for a service that makes no sense, `EmulatorError` where `UDS` cannot be used.
+    """
+    services = DEFAULT_SERVICES | _services(args)
+    _raise_descriptor_limit()
+    emulator = Emulator(args.uds, services, _log if args.verbose else None)
+    status = 0
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        nonlocal status
+        status = 128 + number
+        emulator.stop()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, on_signal)
+    try:
+        emulator.listen()
+        names = ", ".join(f"{port} {_name(service)}" for port, service in sorted(services.items()))
+        print(f"fastvsock emulate: listening on {args.uds} (ports {names})", flush=True)
+        emulator.run()
+    finally:
+        emulator.close()
+    return status
+
+
+def main(arguments: list[str]) -> int:
+    """Run the subcommand and return the exit status."""
+    parser = argparse.ArgumentParser("fastvsock emulate")
+    configure(parser)
+    return run(parser.parse_args(arguments))
+
+
+def _services(args: argparse.Namespace) -> dict[int, Service]:
+    services: dict[int, Service] = {}
+    for ports, plain in ((args.echo, echo), (args.discard, discard), (args.chargen, chargen)):
+        services.update((parse_port(port), plain) for port in ports)
+    services.update(_exec(option) for option in args.exec)
+    services.update(_tcp(option) for option in args.tcp)
+    return services
+
+
+def _exec(option: str) -> tuple[int, Service]:
+    port, _, command = option.partition("=")
+    try:
+        service = Exec.parse(command)
+    except ValueError as error:
+        raise UsageError(f"--exec {option!r} makes no sense ({error}): give PORT=COMMAND") from None
+    if not shutil.which(service.argv[0]):
+        raise UsageError(f"--exec {option!r}: there is no program {service.argv[0]!r}")
+    return parse_port(port), service
+
+
+def _tcp(option: str) -> tuple[int, Service]:
+    port, _, target = option.partition("=")
+    host, _, tcp_port = target.rpartition(":")
+    if not host or not tcp_port.isdecimal() or int(tcp_port) > 65535:
+        raise UsageError(f"--tcp {option!r} makes no sense: give PORT=HOST:PORT, with TCP ports up to 65535")
+    return parse_port(port), Tcp(host.strip("[]"), int(tcp_port))
+
+
+def _name(service: Service) -> str:
+    return service.__name__ if hasattr(service, "__name__") else type(service).__name__.lower()
+
+
+def _raise_descriptor_limit() -> None:
+    """1,023 connections take more than the usual 1,024 descriptors."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _log(sentence: str) -> None:
+    print(f"fastvsock: {sentence}", file=sys.stderr, flush=True)
