@@ -1,0 +1,86 @@
+"""Fixtures: the engine, the endpoint, and a listener that the test itself answers for."""
+
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from support import (
+    CHARGEN,
+    CLOSE,
+    COMMAND,
+    DISCARD,
+    ECHO,
+    ENGINES,
+    HANG,
+    LATE_SOURCE,
+    SOURCE,
+    SOURCE_SIZE,
+    Endpoint,
+    Listener,
+    started,
+)
+
+AGENT = Path(__file__).parent / "guest" / "agent.c"
+
+
+@pytest.fixture(params=ENGINES)
+def engine(request: pytest.FixtureRequest) -> str:
+    """Each engine in turn."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def agent(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The guest's program, built."""
+    program = tmp_path_factory.mktemp("guest") / "agent"
+    subprocess.run(["cc", "-O2", "-Wall", "-Wextra", "-o", program, AGENT], check=True, timeout=HANG)
+    return program
+
+
+@pytest.fixture(scope="session")
+def endpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
+    """A VMM's side with the guest's services behind it: real where FASTVSOCK_TEST_UDS says so, else the emulator."""
+    real = os.environ.get("FASTVSOCK_TEST_UDS")
+    if real:
+        yield Endpoint(real, real=True)
+        return
+    uds = str(tmp_path_factory.mktemp("vmm") / "v.sock")
+    with started(emulator(uds, request.getfixturevalue("agent")), stdin=subprocess.DEVNULL, stderr=None) as child:
+        assert b"listening" in child.stdout.readline()
+        yield Endpoint(uds, real=False)
+
+
+@pytest.fixture
+def booting(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, list[str]]:
+    """A UDS that is not there yet, and the command that makes a VMM and its guest start behind it."""
+    uds = str(tmp_path / "booting.sock")
+    boot = os.environ.get("FASTVSOCK_TEST_BOOT")
+    return uds, [boot, uds] if boot else emulator(uds, request.getfixturevalue("agent"))
+
+
+def emulator(uds: str, agent: Path) -> list[str]:
+    """The command line of the emulator with all the guest's services."""
+    services = {
+        ECHO: "echo",
+        DISCARD: "discard",
+        CHARGEN: "chargen",
+        COMMAND: "command",
+        LATE_SOURCE: f"sleep 1 source {SOURCE_SIZE}",
+        CLOSE: "close",
+        SOURCE: f"source {SOURCE_SIZE}",
+    }
+    options = [f"--exec={port}={shlex.quote(str(agent))} {service}" for port, service in services.items()]
+    return [sys.executable, "-m", "fastvsock", "emulate", uds, *options]
+
+
+@pytest.fixture
+def listener(tmp_path: Path) -> Iterator[Listener]:
+    """A Unix socket whose far side is the test."""
+    listener = Listener(tmp_path / "v.sock")
+    yield listener
+    listener.close()
