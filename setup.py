@@ -11,7 +11,7 @@ import sysconfig
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
-from setuptools.errors import BaseError
+from setuptools.errors import BaseError, CCompilerError
 
 # The Limited API of 3.11: one binary for every later CPython. The free-threaded builds have no such API yet.
 LIMITED = not sysconfig.get_config_var("Py_GIL_DISABLED")
@@ -23,7 +23,7 @@ class OptionalBuildExt(build_ext):
     def run(self) -> None:
         try:
             super().run()
-        except (BaseError, OSError) as error:
+        except (BaseError, CCompilerError, OSError) as error:
             if os.environ.get("FASTVSOCK_REQUIRE_SPLICE") == "1":
                 raise
             reason = str(error).partition("\n")[0]

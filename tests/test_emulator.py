@@ -285,6 +285,16 @@ def test_after_a_half_close_the_host_sees_the_end_once_the_guest_has_read_all(em
         assert host.recv(1) == b""
 
 
+def test_the_guest_reads_an_end_and_no_error_though_not_all_that_it_sent_was_taken(
+    emulator: Emulator, guest: Guest
+) -> None:
+    with connect(emulator.uds, GUEST) as host, guest.accept() as end:
+        end.sendall(bytes(4 * PACKET + 10_000))  # more than its credit while the host does not read
+        until(lambda: len(host.recv(4 * PACKET, socket.MSG_PEEK)) == queue_size())
+        host.shutdown(socket.SHUT_WR)
+        assert end.recv(1) == b""
+
+
 def test_a_half_close_of_the_guest_shows_nothing_to_the_host(emulator: Emulator, guest: Guest) -> None:
     with connect(emulator.uds, GUEST) as host, guest.accept() as end:
         end.sendall(b"all I say")
@@ -851,9 +861,10 @@ def test_an_emulator_waits_while_another_looks_at_its_folder(tmp_path: Path) -> 
     emulator.close()
 
 
-def test_out_of_descriptors_it_answers_nobody_until_a_connection_ends(tmp_path: Path) -> None:
+@pytest.mark.parametrize("limit", [40, 41, 42])
+def test_out_of_descriptors_it_answers_nobody_until_a_connection_ends(tmp_path: Path, limit: int) -> None:
     uds = str(tmp_path / "v.sock")
-    with started(["sh", "-c", 'ulimit -n 40; exec "$@"', "sh", *command(uds)]) as child:
+    with started(["sh", "-c", f'ulimit -n {limit}; exec "$@"', "sh", *command(uds)]) as child:
         ready_line(child)
         hosts: list[socket.socket] = []
         while len(hosts) < 40:

@@ -123,6 +123,9 @@ def test_an_idle_pump_is_stopped_by_its_wake_descriptor(
 ) -> None:
     pump = twin.Pump(pipe.out, sockets.out, wake.out)
     results = _in_thread(pump)
+    os.write(wake.into, b"a signal")  # makes it look up, and no more
+    time.sleep(0.1)
+    pump.stop()
     os.write(wake.into, b"\0")
     assert results() == (STOPPED, 0)
 
@@ -149,6 +152,7 @@ def test_a_target_that_may_block_is_never_blocked_in(twin: ModuleType, pipe: Pai
         while before != pump.moved or not before:  # until it is full
             before = pump.moved
             time.sleep(0.2)
+        pump.stop()
         os.write(wake.into, b"\0")
         assert results() == (STOPPED, 0)
         assert not fcntl.fcntl(theirs, fcntl.F_GETFL) & os.O_NONBLOCK

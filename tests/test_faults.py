@@ -19,7 +19,7 @@ import pytest
 from test_property import KINDS, Ends, Shape, Way, commanding, exchange
 
 from fastvsock import api, errors
-from fastvsock.relay import Relay
+from fastvsock.relaying import Relay
 from support import HANG, Listener, connecting, descriptors, pattern, read_exactly, started, write_all
 
 MIB = 1 << 20

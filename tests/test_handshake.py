@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fastvsock import handshake
@@ -23,11 +23,14 @@ PORT = 5003
 replies = st.integers(0, 2**32 - 1).map(lambda n: b"OK %d\n" % n)
 payloads = st.binary(max_size=64)
 # Bytes that keep to the reply's own alphabet come much nearer to its borders than any bytes do.
-answers = st.one_of(
-    st.binary(max_size=32),
-    st.text("OK 019\n\r", max_size=20).map(str.encode),
-    st.builds(lambda reply, cut, rest: reply[:cut] + rest, replies, st.integers(0, 14), st.binary(max_size=4)),
+near_replies = st.builds(
+    lambda *parts: b"".join(parts),
+    st.sampled_from([b"OK ", b"OK ", b"OK", b"ok ", b"OK  ", b"\nOK "]),
+    st.text("0129", max_size=13).map(str.encode),
+    st.sampled_from([b"", b"\n", b"\n", b"\r\n", b" \n", b"x\n"]),
+    st.binary(max_size=4),
 )
+answers = st.one_of(st.binary(max_size=32), st.text("OK 019\n\r", max_size=20).map(str.encode), near_replies)
 
 
 def expected(data: bytes) -> int | type[ValueError] | None:
@@ -39,6 +42,10 @@ def expected(data: bytes) -> int | type[ValueError] | None:
 
 
 @given(answers)
+@example(b"OK 1234567890\n")
+@example(b"OK 12345678901\n")
+@example(b"OK 12345678901")
+@example(b"ok 5\n")
 def test_a_reply_is_ok_blank_digits_newline_and_nothing_else(data: bytes) -> None:
     wanted = expected(data)
     if wanted is ValueError:

@@ -24,7 +24,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fastvsock.api import relay
-from fastvsock.relay import RelayResult
+from fastvsock.relaying import RelayResult
 from support import HANG, Listener, connecting, summary, write_all
 
 KINDS = ["pipe", "socketpair"]  # of stdin and stdout

@@ -18,7 +18,7 @@ HOT_PATH = {
     "fastvsock.entry",
     "fastvsock.errors",
     "fastvsock.handshake",
-    "fastvsock.relay",
+    "fastvsock.relaying",
     "stat",
     "time",
 }

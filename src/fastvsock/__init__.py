@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from .errors import StaleSocketError as StaleSocketError
     from .errors import StreamError as StreamError
     from .errors import UsageError as UsageError
-    from .relay import RelayResult as RelayResult
+    from .relaying import RelayResult as RelayResult
 
 __version__ = "0.1.0"
 
-_HOME = {"connect": "api", "open_connection": "api", "relay": "api", "RelayResult": "relay"}
+_HOME = {"connect": "api", "open_connection": "api", "relay": "api", "RelayResult": "relaying"}
 _ERRORS = (
     "BadReplyError",
     "ConnectError",

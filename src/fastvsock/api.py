@@ -5,7 +5,7 @@ import os
 import socket
 
 from . import errors, handshake
-from .relay import Relay, RelayResult
+from .relaying import Relay, RelayResult
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

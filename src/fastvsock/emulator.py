@@ -35,6 +35,7 @@ from functools import cache, partial
 from sys import byteorder
 from time import monotonic
 from types import TracebackType
+from typing import NamedTuple
 
 from .errors import FastvsockError
 from .handshake import MAX_PORT, SUN_PATH_MAX
@@ -440,6 +441,14 @@ def _events(sock: socket.socket, mask: int) -> int:
     return sum(events for _, events in poll.poll(0))
 
 
+class _Request(NamedTuple):
+    """An accepted connection whose CONNECT line has not come, and the two halves of what it may become."""
+
+    host: socket.socket
+    guest: socket.socket
+    end: socket.socket
+
+
 class Emulator:
     """A VMM's side of a hybrid vsock at the path `uds`, with `services` as the guest's listeners.
 
@@ -471,7 +480,7 @@ class Emulator:
         self._stopped = self._closed = self._full = False
         self._listener: socket.socket | None = None
         self._bound: _Place | None = None
-        self._requests: dict[int, socket.socket] = {}
+        self._requests: dict[int, _Request] = {}
         self._connections: set[_Connection] = set()
         self._host_ports = itertools.count(FIRST_HOST_PORT)
         self._children: dict[int, subprocess.Popen[bytes]] = {}
@@ -536,8 +545,8 @@ class Emulator:
             self._bound.close()
         if self._listener:
             self._listener.close()
-        for host in self._requests.values():
-            host.close()
+        for request in self._requests.values():
+            _close(*request)
         for connection in list(self._connections):
             connection.end()
         self._end_services()
@@ -557,8 +566,7 @@ class Emulator:
                 host.setblocking(False)
                 guest, end = _pair()
                 if not self._has_room():
-                    guest.close()
-                    end.close()
+                    _close(guest, end)
                     raise ConnectionResetError
                 self._add(host, guest, f"from the guest to port {port} of the host")
                 return end
@@ -571,23 +579,27 @@ class Emulator:
 
     def _on_listener(self, events: int) -> None:
         assert self._listener is not None
+        pair: tuple[()] | tuple[socket.socket, socket.socket] = ()
         try:
+            pair = _pair()  # already, since a VMM that can accept has all the descriptors that it needs
             host, _ = self._listener.accept()
         except BlockingIOError:
-            return
+            return _close(*pair)
         except OSError as error:
+            _close(*pair)
             self._log(f"cannot accept a connection: {error.strerror}")
             self._full = True
             return self._poller.watch(self._listener.fileno(), None, self._on_listener)
         if len(self._connections) >= MAX_CONNECTIONS:
             self._log(f"a connection refused: there are {MAX_CONNECTIONS}")
-            return host.close()
+            return _close(host, *pair)
         host.setblocking(False)
-        self._requests[host.fileno()] = host
-        self._poller.watch(host.fileno(), IN, partial(self._on_request, host))
+        request = self._requests[host.fileno()] = _Request(host, *pair)
+        self._poller.watch(host.fileno(), IN, partial(self._on_request, request))
 
-    def _on_request(self, host: socket.socket, events: int) -> None:
-        """The first bytes of `host` are there, and its CONNECT line must be whole among them."""
+    def _on_request(self, request: _Request, events: int) -> None:
+        """The first bytes are there, and the CONNECT line must be whole among them."""
+        host = request.host
         ahead = b""
         try:
             ahead = host.recv(LINE_MAX, socket.MSG_PEEK)
@@ -602,31 +614,30 @@ class Emulator:
         try:
             port = asked_port(line or b"")
         except ValueError:
-            self._log(f"a connection refused: no CONNECT line in one piece: {ahead!r}")
-            host.close()
-            return self._accept_again()
-        self._connect(host, port)
+            return self._refuse(request, f"a connection refused: no CONNECT line in one piece: {ahead!r}")
+        self._connect(request, port)
 
-    def _connect(self, host: socket.socket, port: int) -> None:
+    def _connect(self, request: _Request, port: int) -> None:
         host_port = next(self._host_ports)
         name = f"{host_port} to port {port}"
         service = self._services.get(port)
         if not self._has_room() or service is None:
-            self._log(f"connection {name} refused: {'no room' if service else 'nothing listens there'}")
-            host.close()
-            return self._accept_again()
-        guest: socket.socket | None = None
+            reason = "no room" if service else "nothing listens there"
+            return self._refuse(request, f"connection {name} refused: {reason}")
         try:
-            guest, end = _pair()
-            self._serve(service, end, name)
-            host.send(b"OK %d\n" % host_port)
+            self._serve(service, request.end, name)
         except (OSError, RuntimeError) as error:
-            self._log(f"connection {name} failed: {error}")
-            host.close()
-            if guest:
-                guest.close()
-            return self._accept_again()
-        self._add(host, guest, name)
+            return self._refuse(request, f"connection {name} refused: {error}")
+        try:
+            request.host.send(b"OK %d\n" % host_port)
+        except OSError:
+            pass  # it has left, and the connection will see that
+        self._add(request.host, request.guest, name)
+
+    def _refuse(self, request: _Request, sentence: str) -> None:
+        self._log(sentence)
+        _close(*request)
+        self._accept_again()
 
     def _has_room(self) -> bool:
         """Whether one more connection may be added. To ask is what reaps those that are overdue (add_connection)."""
@@ -673,6 +684,7 @@ class Emulator:
         finally:
             with self._lock:
                 self._threads.discard(threading.current_thread())
+                self._accept_again()
 
     def _spawn(self, service: Exec, end: socket.socket) -> None:
         child = subprocess.Popen(
@@ -714,6 +726,11 @@ class Emulator:
             threads = list(self._threads)
         for thread in threads:
             thread.join(max(0.0, deadline - monotonic()))
+
+
+def _close(*sockets: socket.socket) -> None:
+    for sock in sockets:
+        sock.close()
 
 
 def _pair() -> tuple[socket.socket, socket.socket]:

@@ -9,7 +9,7 @@ import os
 import sys
 
 from . import __version__, errors, handshake
-from .relay import Relay, RelayResult
+from .relaying import Relay, RelayResult
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -165,7 +165,6 @@ def _connect(options: Options) -> int:
         notice=_explain if os.isatty(2) else None,
     )
     ending.relay = relay
-    _signal.set_wakeup_fd(relay.wakeup, warn_on_full_buffer=False)
     result = relay.run()
     if options.stats:
         _say(_stats(result))

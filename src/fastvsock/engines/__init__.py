@@ -35,8 +35,8 @@ EOF, SOURCE, TARGET, STOPPED, UNSUPPORTED = range(5)
 class Pump:
     """Moves bytes from the descriptor `source` to the descriptor `target`, by the best engine that they allow.
 
-    `engine` is one of `ENGINES`; None means what the environment says. `wake` becomes readable when the pump shall
-    stop; `down` marks the direction from the VMM to the near end. Raises `EngineError` for an engine that is not there.
+    `engine` is one of `ENGINES`; None means what the environment says. `wake` is the pump's own, see the twins; `down`
+    marks the direction from the VMM to the near end. Raises `EngineError` for an engine that is not there.
     """
 
     def __init__(self, source: int, target: int, wake: int, *, down: bool = False, engine: str | None = None) -> None:

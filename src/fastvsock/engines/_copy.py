@@ -29,8 +29,9 @@ SOCKET_PIECE = 1 << 14  # and a socket this: a third of its buffer is free, and 
 class Pump:
     """Moves bytes from the descriptor `source` to the descriptor `target` until end of file.
 
-    `wake` becomes readable when the pump shall stop. `down` marks the direction from the VMM to the near end (see the
-    head of this file). The pump closes none of the three.
+    `wake`, a descriptor of this pump's alone, becomes readable when it shall look up: it was stopped, or Python has a
+    signal to handle (`signal.set_wakeup_fd`). `down` marks the direction from the VMM to the near end (see the head of
+    this file). The pump closes none of the three.
     """
 
     def __init__(self, source: int, target: int, wake: int, down: bool = False) -> None:
@@ -71,7 +72,7 @@ class Pump:
                     return SOURCE if self._broken else EOF, self._broken
                 else:
                     end = self._wait(True, False)
-                    if end is None:
+                    if self._read_ready and not end:
                         self._read()
                 if end:
                     return end
@@ -122,7 +123,7 @@ class Pump:
         """Until one of the ends asked for is ready."""
         ready = self._poll(source, target, None)
         if self._wake in ready:
-            return STOPPED, 0
+            os.read(self._wake, 64)
         self._read_ready = self._source in ready
         self._write_ready = self._target in ready
         if self._write_ready and not target:  # POLLERR or POLLHUP: nobody reads it any more

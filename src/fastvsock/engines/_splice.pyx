@@ -58,7 +58,7 @@ cdef extern from *:
     enum: POLLIN, POLLOUT
     enum: SPLICE_F_MOVE, SPLICE_F_NONBLOCK
     enum: SIOCINQ, SIOCOUTQ
-    enum: SOL_SOCKET, SO_DOMAIN, SO_SNDBUF, AF_UNIX
+    enum: SOL_SOCKET, SO_DOMAIN, SO_SNDBUF, SO_SNDBUFFORCE, AF_UNIX
     struct pollfd:
         int fd
         short events
@@ -78,6 +78,8 @@ cdef extern from *:
     int getsockopt(int, int, int, void *, unsigned int *) nogil
     int pipe2(int *, int) nogil
     int poll(pollfd *, unsigned long, int) nogil
+    int setsockopt(int, int, int, const void *, unsigned int) nogil
+    ssize_t read(int, void *, size_t) nogil
     ssize_t sendfile(int, int, off_t *, size_t) nogil
     ssize_t splice(int, void *, int, void *, size_t, unsigned int) nogil
 
@@ -102,8 +104,9 @@ cdef enum:
 cdef class Pump:
     """Moves bytes from the descriptor `source` to the descriptor `target` until end of file.
 
-    `wake` becomes readable when the pump shall stop. `down` marks the direction from the VMM to the near end (see the
-    head of this file). The pump closes none of the three.
+    `wake`, a descriptor of this pump's alone, becomes readable when it shall look up: it was stopped, or Python has a
+    signal to handle (`signal.set_wakeup_fd`). `down` marks the direction from the VMM to the near end (see the head of
+    this file). The pump closes none of the three.
     """
 
     cdef int source, target, wake
@@ -141,6 +144,7 @@ cdef class Pump:
             self.source_blocks = not (S_ISSOCK(near.st_mode) and _option(source, SO_DOMAIN) == AF_UNIX)
         if S_ISSOCK(far.st_mode) and not fcntl(target, F_GETFL) & O_NONBLOCK:
             # Writable to poll(2) means that a third is free: sk_stream_is_writeable(), unix_writable().
+            _raise_send_buffer(target)
             self.target_bound = max(_option(target, SO_SNDBUF) // 4, 1)
         if not self.direct:
             self.open_between()  # now, while there are descriptors; without it fill() says UNSUPPORTED
@@ -295,13 +299,15 @@ cdef class Pump:
     cdef int wait(self, bint source, bint target, int timeout) noexcept nogil:
         """Until one of the ends asked for is ready, or `timeout` milliseconds."""
         cdef pollfd[3] ends
+        cdef char[64] signals
         ends[0] = [self.source if source else -1, POLLIN, 0]
         ends[1] = [self.target if target or self.down else -1, POLLOUT if target else 0, 0]
         ends[2] = [self.wake, POLLIN, 0]
         if poll(ends, 3, timeout) < 0:
             return self.failed(SOURCE)
         if ends[2].revents:
-            return STOPPED
+            read(self.wake, signals, sizeof(signals))
+            return SIGNALS
         if ends[1].revents and not target:  # POLLERR or POLLHUP: nobody reads it any more
             self.error = EPIPE
             return TARGET
@@ -341,6 +347,16 @@ cdef bint _is_ready(int fd, short events) noexcept nogil:
         return True
     SET_ERRNO(EAGAIN)
     return False
+
+
+cdef void _raise_send_buffer(int fd) noexcept nogil:
+    """Let an inherited Unix socket hold as much as a pipe, best effort: what may be sent at once without blocking grows
+    with it, and a pump needs half the CPU time (bench: 0.18 to 0.06 s/GiB down a socketpair, Linux 6.18)."""
+    cdef int want = PIPE_SIZE
+    if _option(fd, SO_DOMAIN) != AF_UNIX or _option(fd, SO_SNDBUF) >= want:
+        return  # TCP tunes its own, and would stop
+    if setsockopt(fd, SOL_SOCKET, SO_SNDBUFFORCE, &want, sizeof(want)):
+        setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &want, sizeof(want))
 
 
 cdef int _option(int fd, int name) noexcept nogil:

@@ -7,7 +7,9 @@ for an end of its input. A VMM of the Firecracker family takes a half-close for 
 what the guest had yet to send (vsock/csm/connection.rs), so the relay half-closes only after `linger` seconds in
 which nothing moved, neither here nor in the socket's queues.
 
-Both pumps, and whoever stops the relay, share one pipe: its read end is in each poll, one byte wakes all.
+(The module is not called relay, because importing it would put it in the place of the function `fastvsock.relay`.)
+
+Whoever stops a relay tells both pumps, and wakes each with a descriptor that is in all its polls.
 """
 
 import _socket
@@ -21,11 +23,15 @@ from .engines import EOF, SOURCE, STOPPED, TARGET, Pump, queues
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import signal as _signal
     from collections.abc import Callable
+else:
+    import _signal  # signal itself imports enum
 
 NEVER = float("inf")
 GONE = (errno.EPIPE, errno.ECONNRESET)  # nobody reads what we write
 LINGER = 0.5  # seconds
+LOOK_AGAIN = 1.0  # seconds; a signal that comes just before a wait does not interrupt it
 NOTICE_AFTER = 3.0  # seconds of silence after end of input that a person at a terminal should have explained
 SEND_BUFFER = 1 << 22  # bytes; with 4 MiB a splice up takes a third of the CPU time that it takes with the default
 SO_SNDBUFFORCE = 32  # include/uapi/asm-generic/socket.h; SO_SNDBUF where CAP_NET_ADMIN is missing
@@ -82,16 +88,18 @@ class Relay:
         self._sock, self._linger, self._notice = sock, linger, notice
         self._near, self._engine = (rfd, wfd), engine
         self._stopped = False
-        self.wakeup = -1
+        self._woken = self._wakeup = self._down_woken = -1
         sock.setblocking(False)
         _raise_send_buffer(sock)
         try:
-            self._woken, self.wakeup = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+            self._woken, self._wakeup = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+            self._down_woken = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         except OSError as error:
+            self.close()
             raise errors.RelayError(f"cannot open a pipe: {error.strerror}", error.errno or 0) from None
         try:
             self._up = Pump(rfd, sock.fileno(), self._woken, engine=engine)
-            self._down = Pump(sock.fileno(), wfd, self._woken, down=True, engine=engine)
+            self._down = Pump(sock.fileno(), wfd, self._down_woken, down=True, engine=engine)
         except BaseException:
             self.close()
             raise
@@ -111,7 +119,7 @@ class Relay:
         return self._down.moved
 
     def stop(self) -> None:
-        """End run() soon, from any thread or from a signal handler. `wakeup` also serves `signal.set_wakeup_fd`."""
+        """End run() soon, from any thread or from a signal handler."""
         self._stopped = True
         self._wake()
 
@@ -123,11 +131,14 @@ class Relay:
             _thread.start_new_thread(self._run_down, ())
         except RuntimeError as error:
             raise errors.RelayError(f"cannot relay: {error}", errno.EAGAIN) from None
+        before = _wake_on_signals(self._wakeup)
         try:
             up = self._up.run()
             if up[0] in (EOF, TARGET):
                 self._await_down(self._patience(up[0]))
         finally:
+            if before is not None:
+                _signal.set_wakeup_fd(before)
             self._wake()
             self._down_running.acquire()
         if self._down_failure is not None:
@@ -138,10 +149,10 @@ class Relay:
 
     def close(self) -> None:
         """Close the relay's own descriptors, not those that it was given. Also done when the last reference goes."""
-        if self.wakeup >= 0:
-            os.close(self._woken)
-            os.close(self.wakeup)
-            self.wakeup = -1
+        for number in (self._woken, self._wakeup, self._down_woken):
+            if number >= 0:
+                os.close(number)
+        self._woken = self._wakeup = self._down_woken = -1
 
     __del__ = close
 
@@ -176,7 +187,7 @@ class Relay:
                 self._notice = None
             due = min(linger, NOTICE_AFTER if self._notice else NEVER)
             # To look four times finds what moves through the socket's queues, where no pump sees it.
-            timeout = -1 if due == NEVER else max(min(due / 4, due - silence), 0.001)
+            timeout = max(min(due / 4, due - silence, LOOK_AGAIN), 0.001)
             if self._down_running.acquire(timeout=timeout):
                 return self._down_running.release()
             if self._has_moved():
@@ -219,9 +230,26 @@ class Relay:
         self._up.stop()
         self._down.stop()
         try:
-            os.write(self.wakeup, b"\0")
+            os.write(self._wakeup, b"\0")
+            os.eventfd_write(self._down_woken, 1)
         except OSError:
-            pass  # full, and so readable; or closed, after the end
+            pass  # closed, after the end
+
+
+def _wake_on_signals(fd: int) -> int | None:
+    """Let Python's signals write to `fd`, so that one which comes just before a poll is not slept through.
+
+    Returns what to set in the end, or None where nothing was changed: in another thread than the main one, which
+    handles no signals, and where a program has a use of its own for its signals.
+    """
+    try:
+        before = _signal.set_wakeup_fd(fd, warn_on_full_buffer=False)
+    except ValueError:
+        return None
+    if before == -1:
+        return before
+    _signal.set_wakeup_fd(before)
+    return None
 
 
 def _raise_send_buffer(sock: _socket.socket) -> None:
