@@ -43,7 +43,8 @@ test-vm: build
 	$(BIN)/python tests/vm/run.py
 
 bench: build
-	$(BIN)/python -m bench --quick
+	$(BIN)/python -m bench run --quick -o bench/results/quick.json
+	$(BIN)/python -m bench report bench/results/quick.json
 
 clean:
 	rm -rf $(VENV) build dist src/fastvsock.egg-info src/fastvsock/engines/_splice.c src/fastvsock/engines/*.so

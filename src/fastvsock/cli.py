@@ -7,8 +7,11 @@ from importlib import import_module
 from . import __version__, errors
 
 COMMANDS = {
+    "bench": "splice against copy on this machine, or through a real VM",
     "connect": "join stdin and stdout to a port inside a microVM",
+    "doctor": "look for what goes wrong, and say what to do",
     "emulate": "stand in for a VMM: a hybrid vsock without a VM, for demos and tests",
+    "runcvm": "install into a RunCVM bundle, check it, or print a Kubernetes manifest",
 }
 
 

@@ -1,0 +1,118 @@
+"""Reads results again: values by measure, peer and round, and ratios paired within the rounds.
+
+A ratio is never one median divided by another: it is the median of the ratios of single rounds, and its spread is from
+their 10th to their 90th percentile.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import pyperf  # type: ignore[import-untyped,unused-ignore]
+
+REFERENCES = ("splice", "proxy", "copy", "proxy-socat")  # the first that was there is what others are compared with
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A median with the 10th and 90th percentile."""
+
+    median: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Series:
+    """The values of one quantity, by round."""
+
+    measure: str
+    peer: str
+    quantity: str
+    values: dict[int, float]
+    about: dict[str, Any] = field(repr=False)
+    quantiles: list[list[float]] = field(default_factory=list, repr=False)
+
+    @property
+    def rate(self) -> dict[int, float]:
+        """GiB/s by round, of a series of times."""
+        return {number: self.about["bytes"] / 2**30 / value for number, value in self.values.items()}
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """The value below which `share` of `values` lie, linear in between."""
+    ordered = sorted(values)
+    place = share * (len(ordered) - 1)
+    low = int(place)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (place - low) * (ordered[high] - ordered[low])
+
+
+def spread(values: Iterable[float]) -> Spread:
+    """Median and 10th to 90th percentile."""
+    found = list(values)
+    return Spread(quantile(found, 0.5), quantile(found, 0.1), quantile(found, 0.9))
+
+
+def paired(values: dict[int, float], base: dict[int, float]) -> list[float]:
+    """The ratios of `values` to `base`, one for each round that both have."""
+    return [values[number] / base[number] for number in sorted(values) if number in base]
+
+
+class Results:
+    """The content of a results file."""
+
+    def __init__(self, suite: Any) -> None:
+        self.about: dict[str, Any] = dict(suite.get_metadata())
+        self._series = {(s.measure, s.peer, s.quantity): s for s in map(_series, suite.get_benchmarks())}
+
+    @classmethod
+    def load(cls, path: str) -> "Results":
+        """Read a file that `python -m bench run` wrote."""
+        return cls(pyperf.BenchmarkSuite.load(path))
+
+    @cached_property
+    def measures(self) -> list[str]:
+        """Names, in the order in which they were measured."""
+        return list(dict.fromkeys(measure for measure, _, _ in self._series))
+
+    def peers(self, measure: str) -> list[str]:
+        """Who took part in a measure."""
+        return list(dict.fromkeys(peer for name, peer, _ in self._series if name == measure))
+
+    def get(self, measure: str, peer: str, quantity: str) -> Series | None:
+        """One series, or None."""
+        return self._series.get((measure, peer, quantity))
+
+    def first(self, measure: str, peer: str) -> Series:
+        """A series of this peer in this measure, whichever comes first."""
+        return next(s for key, s in self._series.items() if key[:2] == (measure, peer))
+
+    def reference(self, measure: str) -> str:
+        """With whom the others are compared."""
+        there = self.peers(measure)
+        return next((peer for peer in REFERENCES if peer in there), there[0])
+
+    def ratio(self, measure: str, peer: str, quantity: str) -> Spread | None:
+        """A peer's values by the reference's, paired within rounds; for `rate`, of GiB/s."""
+        stored = "time" if quantity == "rate" else quantity
+        mine = self.get(measure, peer, stored)
+        base = self.get(measure, self.reference(measure), stored)
+        if mine is None or base is None:
+            return None
+        ratios = paired(mine.rate, base.rate) if quantity == "rate" else paired(mine.values, base.values)
+        return spread(ratios) if ratios else None
+
+
+def _series(benchmark: Any) -> Series:
+    runs = [(run.get_metadata(), run.values) for run in benchmark.get_runs()]
+    about = dict(runs[0][0])
+    return Series(
+        about["measure"],
+        about["peer"],
+        about["name"].rpartition("/")[2],
+        {metadata["round"]: float(values[0]) for metadata, values in runs},
+        about,
+        [[float(q) for q in metadata["quantiles"].split()] for metadata, _ in runs if "quantiles" in metadata],
+    )

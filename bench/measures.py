@@ -1,0 +1,126 @@
+"""What is measured: every piece of work, in one table. A full run does all of it, a quick run the small ones.
+
+Bulk work is `size` bytes each way, shared by `relays` forwarders at a time, from the moment that all are connected
+until the last byte has arrived; the producer writes `chunk` bytes at a time. Latency is one exchange of `size` bytes
+at a time, `count` times. Start is from the command to the first byte that comes out of it.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+MIB = 1 << 20
+GIB = 1 << 30
+EXCHANGES = 1000
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One piece of work. Sizes are in bytes; `rounds` is for a full run and for a quick one (0: not in it)."""
+
+    name: str
+    title: str
+    kind: str  # bulk, latency or start
+    way: str = "up"  # up, down or both
+    ends: str = "pipe"  # what the forwarder's stdin and stdout are: pipe, socketpair, file; or tcp
+    size: int = 64 * MIB
+    chunk: int = 1 << 16
+    relays: int = 1
+    rounds: tuple[int, int] = (15, 0)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of peer that can do this."""
+        if self.ends == "tcp":
+            return ("proxy",)
+        if self.kind == "start":
+            return ("stdio", "none", "bare")
+        if self.ends == "file" or self.relays > 1:
+            return ("stdio",)
+        return ("stdio", "none")
+
+    @property
+    def told(self) -> str:
+        """The title with the amount of work."""
+        return f"{self.title}, {unit(self.size)}" if self.kind == "bulk" else self.title
+
+    @property
+    def share(self) -> int:
+        """Bytes of one relay each way: whole blocks of 64 KiB, for a peer that waits for whole ones (`threads`)."""
+        return self.size // self.relays >> 16 << 16 or self.size
+
+    @property
+    def moved(self) -> int:
+        """Bytes in all, both ways together."""
+        return self.share * self.relays * (2 if self.way == "both" else 1)
+
+
+def unit(size: int) -> str:
+    """A size as people say it."""
+    for factor, name in ((GIB, "GiB"), (MIB, "MiB"), (1024, "KiB")):
+        if size >= factor:
+            return f"{size / factor:g} {name}"
+    return f"{size} B"
+
+
+def _ways(suffix: str, told: str, full: int, quick: dict[str, int], **details: Any) -> list[Measure]:
+    base = Measure("", "", "bulk", **details)
+    names = {"up": "host to guest", "down": "guest to host", "both": "both ways at once"}
+    return [
+        replace(base, name=f"{way}{suffix}", title=f"{title}, {told}", way=way, rounds=(full, quick.get(way, 0)))
+        for way, title in names.items()
+    ]
+
+
+def _latency(name: str, size: int, ends: str, quick: int) -> Measure:
+    told = f"round trip of {unit(size)}"
+    return Measure(name, told, "latency", "both", ends, size, rounds=(15, quick))
+
+
+def _growing() -> list[Measure]:
+    return [
+        Measure(f"size-{unit(size).replace(' ', '')}", "host to guest, through pipes", "bulk", size=size, rounds=(7, 0))
+        for size in (MIB, 4 * MIB, 16 * MIB, 256 * MIB)
+    ]
+
+
+def _chunks() -> list[Measure]:
+    quick = {1 << 10: 2, 1 << 14: 2, 1 << 18: 2}
+    return [
+        Measure(
+            f"chunk-{unit(chunk).replace(' ', '')}",
+            f"host to guest, written {unit(chunk)} at a time",
+            "bulk",
+            size=16 * MIB,
+            chunk=chunk,
+            rounds=(9, quick.get(chunk, 0)),
+        )
+        for chunk in (1 << 9, 1 << 10, 1 << 12, 1 << 14, 1 << 16, 1 << 18, 1 << 20)
+    ]
+
+
+def _relays() -> list[Measure]:
+    return [
+        Measure(f"relays-{n}", f"host to guest, {n} relays at a time", "bulk", relays=n, rounds=rounds)
+        for n, rounds in ((10, (7, 0)), (100, (5, 0)))
+    ]
+
+
+MEASURES = (
+    *_ways("", "through pipes", 25, {"up": 5, "down": 5, "both": 3}),
+    *_ways("-1G", "through pipes", 7, {}, size=GIB),
+    *_ways("-socketpair", "through a socketpair", 15, {"down": 3}, ends="socketpair"),
+    Measure("up-file", "host to guest, from a file", "bulk", ends="file", rounds=(15, 2)),
+    _latency("latency-1", 1, "pipe", 0),
+    _latency("latency-64", 64, "pipe", 3),
+    _latency("latency-4K", 4096, "pipe", 0),
+    _latency("latency-64K", 1 << 16, "pipe", 0),
+    Measure("start", "start to first byte", "start", "down", size=1, rounds=(31, 5)),
+    *_chunks(),
+    *_growing(),
+    *_relays(),
+    Measure("proxy-up", "through the proxy, host to guest", "bulk", "up", "tcp", rounds=(15, 3)),
+    Measure("proxy-down", "through the proxy, guest to host", "bulk", "down", "tcp", rounds=(15, 3)),
+    _latency("proxy-latency-64", 64, "tcp", 2),
+    Measure("proxy-start", "through the proxy, connect to first byte", "start", "down", "tcp", size=1, rounds=(31, 3)),
+    Measure("proxy-relays-100", "through the proxy, 100 at a time", "bulk", "up", "tcp", relays=100, rounds=(5, 0)),
+)

@@ -1,0 +1,188 @@
+"""Who is measured: every way to move the bytes, ours and theirs, in one table.
+
+A *stdio* peer joins its stdin and stdout to a port behind the Unix socket. A *proxy* peer listens on TCP. `none` is no
+forwarder at all: the ends hold the socket themselves, which is the limit. `python` and `python -S` only start.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+
+from ..programs import program
+
+HERE = Path(__file__).parent
+SYSTEMD_PROXY = "/lib/systemd/systemd-socket-proxyd"
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One way to move bytes.
+
+    `command` makes the command line: for a stdio peer of UDS and port, for a proxy peer also of what `listens` says:
+    `fd`, the number of a listening TCP socket that it inherits; `port`, a free port on 127.0.0.1; `announces`: neither,
+    it chooses a port and tells it on stdout. `missing` says why it cannot run here; empty where it can. `plain` peers
+    know no handshake, and the far end does without.
+    """
+
+    name: str
+    title: str
+    kind: str  # stdio, proxy, none or bare
+    command: Callable[..., list[str]] = field(repr=False)
+    missing: Callable[[], str] = field(default=lambda: "", repr=False)
+    version: Callable[[], str] = field(default=lambda: "", repr=False)
+    plain: bool = False
+    listens: str = ""
+
+
+def _needs(name: str) -> Callable[[], str]:
+    return lambda: "" if shutil.which(name, path=_path()) else f"{name} is not installed"
+
+
+def _path() -> str:
+    return os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"))
+
+
+def _found(name: str) -> str:
+    return shutil.which(name, path=_path()) or name
+
+
+@cache
+def _said(*command: str) -> str:
+    """The first line with a digit of what a program says about its version."""
+    try:
+        text = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False).stdout
+    except OSError:
+        return ""
+    lines = [line.strip() for line in text.splitlines() if "ersion" in line or line.startswith("systemd")]
+    return lines[0] if lines else ""
+
+
+def _socat_version() -> str:
+    return _said("socat", "-V")
+
+
+def _ours(engine: str) -> Callable[[str, int], list[str]]:
+    """The installed command; `-m` would add the 5 ms that runpy takes to every start."""
+    script = Path(sys.executable).parent / "runcvm-vsock-connect"
+    start = [str(script)] if script.exists() else [sys.executable, "-m", "fastvsock.entry"]
+    return lambda uds, port: [*start, "--engine", engine, uds, str(port)]
+
+
+def _our_version() -> str:
+    return f"fastvsock {version('fastvsock')}"
+
+
+def _no_splice() -> str:
+    try:
+        import_module("fastvsock.engines._splice")
+    except ImportError as error:
+        return f"the splice engine was not built ({error})"
+    return ""
+
+
+def _no_proxy() -> str:
+    commands = import_module("fastvsock.cli").COMMANDS
+    return "" if "proxy" in commands else "this fastvsock has no command `proxy`"
+
+
+def _no_systemd_proxy() -> str:
+    return "" if Path(SYSTEMD_PROXY).exists() else "systemd-socket-proxyd is not installed"
+
+
+def _in_c(kind: str) -> Callable[[str, int], list[str]]:
+    return lambda uds, port: [program("forward"), kind, uds, str(port)]
+
+
+def _single_socat(uds: str, port: int) -> list[str]:
+    return [program("forward"), "prelude", uds, str(port), "socat", "STDIO", "FD:3"]
+
+
+def _our_proxy(uds: str, port: int, _: int) -> list[str]:
+    return [sys.executable, "-m", "fastvsock", "proxy", uds, str(port), "--listen", "127.0.0.1:0"]
+
+
+def _socat_proxy(uds: str, port: int, tcp: int) -> list[str]:
+    return ["socat", f"TCP-LISTEN:{tcp},bind=127.0.0.1,reuseaddr,fork,backlog=512", f"UNIX-CONNECT:{uds}"]
+
+
+def _haproxy(uds: str, port: int, listener: int) -> list[str]:
+    """HAProxy in TCP mode; its configuration lies beside the socket."""
+    configuration = Path(uds).with_suffix(".haproxy")
+    configuration.write_text(
+        f"global\n  maxconn 512\n  tune.pipesize {1 << 20}\n"
+        "defaults\n  mode tcp\n  option splice-auto\n  timeout connect 5s\n  timeout client 1m\n  timeout server 1m\n"
+        f"listen bench\n  bind fd@{listener}\n  server far unix@{uds}\n"
+    )
+    return [_found("haproxy"), "-db", "-q", "-f", str(configuration)]
+
+
+def _systemd_proxy(uds: str, port: int, listener: int) -> list[str]:
+    return [program("forward"), "activate", str(listener), SYSTEMD_PROXY, uds]
+
+
+def _first_byte(*options: str) -> Callable[[str, int], list[str]]:
+    return lambda uds, port: [sys.executable, *options, "-c", "import posix; posix.write(1, b'x')"]
+
+
+def _nothing(uds: str, port: int) -> list[str]:
+    return []
+
+
+def _python_version() -> str:
+    return f"Python {sys.version.split()[0]}"
+
+
+PEERS = (
+    Peer("splice", "fastvsock, splice", "stdio", _ours("splice"), _no_splice, _our_version),
+    Peer("copy", "fastvsock, copy", "stdio", _ours("copy"), version=_our_version),
+    Peer(
+        "pipeline",
+        "three socats and a shell",
+        "stdio",
+        lambda uds, port: ["sh", str(HERE / "pipeline.sh"), uds, str(port)],
+        _needs("socat"),
+        _socat_version,
+    ),
+    Peer(
+        "threads",
+        "two Python threads",
+        "stdio",
+        lambda uds, port: [sys.executable, str(HERE / "threads.py"), uds, str(port)],
+        version=_python_version,
+    ),
+    Peer("socat", "one socat", "stdio", _single_socat, _needs("socat"), _socat_version),
+    Peer("c-copy", "C, read/write", "stdio", _in_c("copy")),
+    Peer("c-splice", "C, splice", "stdio", _in_c("splice")),
+    Peer("none", "no forwarder", "none", _nothing),
+    Peer("python", "python -c", "bare", _first_byte(), version=_python_version),
+    Peer("python-S", "python -I -S -c", "bare", _first_byte("-I", "-S"), version=_python_version),
+    Peer("proxy", "fastvsock proxy", "proxy", _our_proxy, _no_proxy, _our_version, listens="announces"),
+    Peer("proxy-socat", "socat, fork", "proxy", _socat_proxy, _needs("socat"), _socat_version, True, "port"),
+    Peer(
+        "proxy-haproxy",
+        "HAProxy, TCP, splice",
+        "proxy",
+        _haproxy,
+        _needs("haproxy"),
+        lambda: _said(_found("haproxy"), "-v"),
+        plain=True,
+        listens="fd",
+    ),
+    Peer(
+        "proxy-systemd",
+        "systemd-socket-proxyd",
+        "proxy",
+        _systemd_proxy,
+        _no_systemd_proxy,
+        lambda: _said(SYSTEMD_PROXY, "--version"),
+        plain=True,
+        listens="fd",
+    ),
+)

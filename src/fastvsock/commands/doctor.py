@@ -1,0 +1,55 @@
+"""`fastvsock doctor [UDS [PORT]]`: the troubleshooting, as a program."""
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ..handshake import parse_port
+
+if TYPE_CHECKING:
+    from ..runcvm.check import Finding
+
+SUMMARY = "look for what goes wrong on this machine, and with a VMM's socket"
+UDS = "/run/firecracker.vsock"
+
+
+def main(arguments: list[str]) -> int:
+    """Run the subcommand and return the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="fastvsock doctor",
+        description=f"{SUMMARY[0].upper()}{SUMMARY[1:]}. Exit status: 0 unless something failed, then 1.",
+    )
+    add_arguments(parser)
+    options = parser.parse_args(arguments)
+    return report(look(options), options)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `doctor` and `runcvm check` both take."""
+    parser.add_argument("uds", metavar="UDS", nargs="?", help=f"the VMM's vsock socket (default {UDS}, if it is there)")
+    parser.add_argument("port", metavar="PORT", nargs="?", help="a guest port, to try the handshake with")
+    parser.add_argument("--json", action="store_true", help="the findings as a JSON array on stdout")
+
+
+def look(options: argparse.Namespace) -> "list[Finding]":
+    """The findings on this machine, and on the socket where one is given or found."""
+    from ..runcvm import check
+
+    port = None if options.port is None else parse_port(options.port)
+    uds = options.uds or (UDS if os.path.exists(UDS) else None)
+    return [*check.check_here(), *(check.check_uds(uds, port) if uds else [])]
+
+
+def report(findings: "Sequence[Finding]", options: argparse.Namespace) -> int:
+    """Print the findings and return the exit status."""
+    if options.json:
+        print(json.dumps([vars(finding) for finding in findings], indent=2))
+    else:
+        width = max(len(finding.check) for finding in findings)
+        for finding in findings:
+            print(f"{finding.state:7}  {finding.check:{width}}  {finding.text}")
+            if finding.advice:
+                print(f"{'':7}  {'':{width}}  -> {finding.advice}")
+    return 1 if any(finding.state == "failed" for finding in findings) else 0

@@ -1,0 +1,270 @@
+"""What goes wrong in practice, looked for: each finding is ok, a warning or a failure, and says what to do.
+
+`check_bundle` is for a RunCVM bundle (kubectl cp fails with "required file not found" where tar is not there or not in
+the aliases), `check_here` for this Python and this machine, `check_uds` for a VMM's socket.
+"""
+
+import errno
+import os
+import shutil
+import socket
+import stat
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+
+from .. import engines, errors, handshake
+from . import scripts
+from .bundle import Bundle, run
+from .install import DEFAULTS, EXEC
+from .package import CONNECT, HOME
+from .root import BundleError, Root
+
+OK, WARNING, FAILED = "ok", "warning", "failed"
+GLOBAL_PORT = 22222  # RunCVM's one proxy for all
+EMPTY_ARCHIVE = bytes(1024)  # two blocks of zeros: the end of a tar archive, and nothing before it
+SLOW = 0.25  # seconds; a handshake that is answered at all took Firecracker 4 to 9 ms
+TIMEOUT = 5.0  # seconds for connecting and for the handshake
+INSTALL = "run: fastvsock runcvm install"
+
+ENGINE = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from fastvsock import engines, errors
+try:
+    print(engines.choose("splice"))
+except errors.EngineError as error:
+    print("copy", error)
+"""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was looked at, how it is, and, unless it is well, what to do."""
+
+    check: str
+    state: str
+    text: str
+    advice: str = ""
+
+
+def check_bundle(root: Root) -> Iterator[Finding]:
+    """The bundle: tar, the aliases, the exec script, the launcher, Python and the engine."""
+    bundle = Bundle(root)
+    for look in (_linker, _tar, _aliases, _exec, _launcher, _bundle_python, _bundle_engine):
+        try:
+            yield look(bundle)
+        except BundleError as error:
+            name = look.__name__.strip("_").replace("_", " ")
+            yield Finding(name, FAILED, str(error), "have RunCVM install its bundle anew")
+
+
+def check_here() -> Iterator[Finding]:
+    """This Python, its engine, and who holds RunCVM's global port here."""
+    yield _python(".".join(map(str, sys.version_info[:3])), sys.executable)
+    yield _own_engine()
+    yield _global_port()
+
+
+def check_uds(uds: str, port: int | None) -> Iterator[Finding]:
+    """The VMM's socket: there, a socket, open to us, and, where a guest port is given, answering. Ends at a failure."""
+    try:
+        mode = os.stat(uds).st_mode
+    except OSError as error:
+        missing = "start the VMM, or give the uds_path of its vsock device"
+        advice = "look as the user that the VMM runs as" if isinstance(error, PermissionError) else missing
+        yield Finding("uds", FAILED, f"{uds}: {error.strerror}", advice)
+        return
+    if not stat.S_ISSOCK(mode):
+        yield Finding(
+            "uds", FAILED, f"{uds}: is there, but is no socket", "give the uds_path of the VMM's vsock device"
+        )
+        return
+    yield Finding("uds", OK, f"{uds}: is a socket")
+    reached = _connect(uds)
+    yield reached
+    if port is not None and reached.state == OK:
+        yield _handshake(uds, port)
+
+
+def _linker(bundle: Bundle) -> Finding:
+    if not bundle.has_linker:
+        return Finding("linker", FAILED, "lib/ld is not there or not executable", "have RunCVM install its bundle anew")
+    return Finding("linker", OK, f"lib/ld is there, for {bundle.build or 'a machine that it does not tell'}")
+
+
+def _tar(bundle: Bundle) -> Finding:
+    path = bundle.find("tar")
+    if not path:
+        return Finding("tar", FAILED, "no tar in the bundle: kubectl cp cannot work", f"{INSTALL}, which links busybox")
+    result = bundle.run(path, "-t", "-f", "-", data=EMPTY_ARCHIVE)
+    through = "through lib/ld" if bundle.has_linker else "without lib/ld"
+    if result is None or result.returncode != 0:
+        said = result.stderr.decode(errors="replace").strip() if result else "it does not start"
+        return Finding(
+            "tar", FAILED, f"{path} does not run {through}: {said}", "link bin/tar to a busybox that has tar"
+        )
+    return Finding("tar", OK, f"{path} runs {through}")
+
+
+def _aliases(bundle: Bundle) -> Finding:
+    text = _script(bundle, DEFAULTS)
+    try:
+        there = scripts.add_alias(text) == text
+    except scripts.Unknown as error:
+        advice = "see that it makes a function for tar that runs it through lib/ld"
+        return Finding("aliases", WARNING, f"{DEFAULTS} has a shape that is not known: {error}", advice)
+    if there:
+        return Finding("aliases", OK, "tar is in the word list of create_aliases()")
+    return Finding("aliases", FAILED, f"tar is not in the word list of create_aliases() in {DEFAULTS}", INSTALL)
+
+
+def _exec(bundle: Bundle) -> Finding:
+    text = _script(bundle, EXEC)
+    try:
+        done = scripts.end_proxy(text) == text
+    except scripts.Unknown as error:
+        advice = "see that each exec has a transport of its own: dbclient -J, and no port"
+        return Finding("exec", WARNING, f"{EXEC} has a shape that is not known: {error}", advice)
+    if done:
+        return Finding("exec", OK, f"{EXEC} gives each dbclient a transport of its own")
+    return Finding("exec", FAILED, f"{EXEC} starts socat on a guessed port: exec and cp break each other", INSTALL)
+
+
+def _script(bundle: Bundle, path: str) -> str:
+    file = bundle.root.read(path)
+    if file is None:
+        raise BundleError(f"{path} is not there: is this RunCVM with Firecracker?")
+    return file.data.decode(errors="surrogateescape")
+
+
+def _launcher(bundle: Bundle) -> Finding:
+    if bundle.root.read(CONNECT) is None:
+        return Finding("launcher", FAILED, f"{CONNECT} is not there", INSTALL)
+    full = bundle.root.full(CONNECT)
+    python = bundle.command(bundle.python) if bundle.python else [shutil.which("python3") or "python3"]
+    for way, command in (("directly", [full]), ("as python3 PATH", [*python, full])):
+        result = run([*command, "--version"])
+        said = result.stdout.decode(errors="replace").strip() if result else ""
+        if result is None or result.returncode != 0 or not said.startswith("runcvm-vsock-connect "):
+            last = result.stderr.decode(errors="replace").strip().rpartition("\n")[2] if result else "not executable"
+            return Finding("launcher", FAILED, f"{CONNECT} is not fastvsock's, run {way}: {last or said!r}", INSTALL)
+    return Finding("launcher", OK, f"{CONNECT} starts, directly and as python3 PATH: {said}")
+
+
+def _bundle_python(bundle: Bundle) -> Finding:
+    name = bundle.find("python3")
+    result = bundle.run(name, "-V") if name else None
+    if result and result.returncode == 0:
+        return _python(result.stdout.decode().split()[-1], name, "bundle python")
+    here = shutil.which("python3")
+    what = f"{name} does not run" if name else "no python3 in the bundle"
+    if here is None:
+        return Finding("bundle python", FAILED, f"{what}, nor in PATH", "add python3, 3.11 or newer, to RunCVM's image")
+    advice = "add python3 to RunCVM's bundle: not every container has one"
+    return Finding("bundle python", WARNING, f"{what}: the one in PATH serves, {here}", advice)
+
+
+def _bundle_engine(bundle: Bundle) -> Finding:
+    file = bundle.root.read(CONNECT)
+    site = next((f"{HOME}/{name}" for name in bundle.root.names(HOME) if file and name.encode() in file.data), "")
+    python = bundle.command(bundle.python) if bundle.python else [shutil.which("python3") or "python3"]
+    result = run([*python, "-IS", "-c", ENGINE, bundle.root.full(site)]) if site else None
+    if result is None or result.returncode != 0:
+        return Finding("bundle engine", FAILED, "no package of fastvsock that loads in the bundle", INSTALL)
+    chosen, _, reason = result.stdout.decode().strip().partition(" ")
+    return _engine(chosen, reason, "bundle engine")
+
+
+def _python(version: str, path: str, check: str = "python") -> Finding:
+    if tuple(map(int, version.split(".")[:2])) < (3, 11):
+        return Finding(check, FAILED, f"{path} is Python {version}", "fastvsock needs 3.11 or newer")
+    return Finding(check, OK, f"{path} is Python {version}")
+
+
+def _engine(chosen: str, reason: str, check: str = "engine") -> Finding:
+    if chosen == "splice":
+        return Finding(check, OK, "splice: it is there, and loads")
+    return Finding(check, WARNING, f"copy, which takes more CPU time: {reason}", "install the wheel for this platform")
+
+
+def _own_engine() -> Finding:
+    wanted = os.environ.get("FASTVSOCK_ENGINE")
+    try:
+        chosen = engines.choose()
+        if wanted:
+            return Finding("engine", OK, f"{chosen}, since FASTVSOCK_ENGINE={wanted}")
+        return _engine(engines.choose("splice"), "")
+    except errors.EngineError as error:
+        if wanted:
+            return Finding("engine", FAILED, str(error), "unset FASTVSOCK_ENGINE, or set it to auto")
+        return _engine("copy", str(error))
+
+
+def _connect(uds: str) -> Finding:
+    """Whether a connection is taken; nothing is said on it."""
+    held = -1
+    try:
+        held = os.open(uds, os.O_PATH | os.O_CLOEXEC)
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.settimeout(TIMEOUT)
+            sock.connect(f"/proc/self/fd/{held}")  # a path may be longer than an address: unix(7)
+        return Finding("connect", OK, f"{uds}: may be connected to")
+    except OSError as error:
+        advice = {
+            errno.ECONNREFUSED: "nobody listens on it: start the VMM anew, its socket file is a former one's",
+            errno.EACCES: "run as the user that the VMM runs as, or change the socket's mode",
+            errno.EPROTOTYPE: "it is no stream socket: give the uds_path of the VMM's vsock device",
+        }.get(error.errno or 0, "see whether the VMM is paused, or out of file descriptors")
+        return Finding("connect", FAILED, f"{uds}: {error.strerror or 'no answer'}", advice)
+    finally:
+        if held >= 0:
+            os.close(held)
+
+
+def _handshake(uds: str, port: int) -> Finding:
+    started = perf_counter()
+    try:
+        handshake.connect(uds, port, TIMEOUT).close()
+    except errors.ConnectError as error:
+        return Finding("handshake", FAILED, str(error), f"see that the guest runs and listens on vsock port {port}")
+    seconds = perf_counter() - started
+    text = f"guest port {port} answered in {seconds * 1000:.1f} ms"
+    if seconds > SLOW:
+        return Finding("handshake", WARNING, text, "see what keeps the VMM busy: CPU, or many new connections")
+    return Finding("handshake", OK, text)
+
+
+def _global_port() -> Finding:
+    inodes = {inode for table in ("tcp", "tcp6") for inode in _listening(Path("/proc/net", table))}
+    if not inodes:
+        return Finding("port 22222", OK, "nothing listens on 127.0.0.1:22222")
+    who = ", ".join(_holders(inodes)) or "a process that this user may not look into"
+    advice = "whatever goes through it shares it: end it, once exec and cp have transports of their own"
+    return Finding("port 22222", WARNING, f"127.0.0.1:22222 is held by {who}", advice)
+
+
+def _listening(table: Path) -> Iterator[str]:
+    """The inodes of the sockets that take connections to 127.0.0.1:22222: proc(5), /proc/net/tcp."""
+    try:
+        lines = table.read_text().splitlines()[1:]
+    except OSError:
+        return
+    for line in lines:
+        _, local, _, state, *rest = line.split()
+        address, _, port = local.partition(":")
+        loopback = address in ("0100007F", "7F000001") or not address.strip("0")
+        if state == "0A" and int(port, 16) == GLOBAL_PORT and loopback:
+            yield rest[5]
+
+
+def _holders(inodes: set[str]) -> Iterator[str]:
+    links = {f"socket:[{inode}]" for inode in inodes}
+    for process in sorted(Path("/proc").glob("[0-9]*"), key=lambda path: int(path.name)):
+        try:
+            if any(os.readlink(entry) in links for entry in (process / "fd").iterdir()):
+                yield f"{(process / 'comm').read_text().strip()} (pid {process.name})"
+        except OSError:  # gone, or another user's
+            continue

@@ -1,0 +1,421 @@
+"""Installing into a bundle, and undoing it, so that at no moment anything is half there.
+
+First a plan is made, which changes nothing: what each file will hold. It starts from the *original* of each file, as
+the journal of an earlier install keeps it, so a second install, one in the other form, or one that takes up what a
+killed one left, all come out the same. Then, in this order: the originals are kept, by their SHA-256; the journal says
+what will be changed; the package goes into a folder of its own, named after its content; and only then each file that
+uses it is replaced, in one step each. A kill in between leaves files that are each the old one or the new one, both
+of them work, and the journal knows both.
+
+What cannot be done is left undone and told; the rest is still done.
+"""
+
+import difflib
+import hashlib
+import io
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from . import package, scripts
+from .bundle import Bundle, run
+from .package import CONNECT, HOME, UMBRELLA, Package
+from .root import BundleError, File, Meta, Root
+
+OURS = ".fastvsock"
+JOURNAL = f"{OURS}/manifest.json"
+BACKUP = f"{OURS}/backup"
+DEFAULTS = "scripts/runcvm-ctr-defaults"
+EXEC = "scripts/runcvm-ctr-exec"
+TAR = "bin/tar"
+RANK = {DEFAULTS: 1, EXEC: 2}  # what starts the transport is put in place last, and taken away first
+FORMAT = 1  # of the journal
+
+BY_HAND = {
+    DEFAULTS: "by hand: add the word tar to the list behind 'for cmd in' in create_aliases()",
+    EXEC: (
+        "by hand: remove socat, its sleep and its trap, and start dbclient with "
+        '-J "$RUNCVM_GUEST/scripts/runcvm-vsock-connect UDS PORT" in place of -p'
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Change:
+    """One path of the bundle: what is there, and what shall be. A `str` is a symbolic link's target, None nothing."""
+
+    path: str
+    before: File | str | None
+    after: File | str | None
+
+    def show(self) -> str:
+        """The change as a unified diff; a link in one line."""
+        if isinstance(self.before, str) or isinstance(self.after, str):
+            sign, target = ("+", self.after) if self.after else ("-", self.before)
+            return f"{sign}{self.path} -> {target}\n"
+        old, new = (_lines(file) for file in (self.before, self.after))
+        lines = difflib.unified_diff(old, new, self._name("a", self.before), self._name("b", self.after))
+        diff = "".join(line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in lines)
+        return diff or f"mode of {self.path} changed\n"
+
+    def _name(self, side: str, content: File | str | None) -> str:
+        return "/dev/null" if content is None else f"{side}/{self.path}"
+
+
+@dataclass
+class Plan:
+    """What an install or uninstall will do, and what it cannot do."""
+
+    changes: list[Change] = field(default_factory=list)
+    journal: dict[str, Any] = field(default_factory=dict)
+    package: Package | None = None  # where its files are not there yet
+    stale: list[str] = field(default_factory=list)  # folders of former packages
+    notes: list[str] = field(default_factory=list)
+    undone: list[str] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.changes or self.package or self.stale)
+
+    def show(self) -> str:
+        """All changes, to be read."""
+        files = f"+{self.package.site()}/ ({len(self.package.files)} files of fastvsock)\n" if self.package else ""
+        return files + "".join(change.show() for change in self.changes) + "".join(f"-{path}/\n" for path in self.stale)
+
+
+@contextmanager
+def opened(path: str, *, lock: bool) -> Iterator[Root]:
+    """The bundle at `path`, for this process alone where `lock` says so. What the system refuses becomes a sentence."""
+    with Root(path) as root:
+        for folder in ("scripts", "lib"):
+            if not root.kind(root.real(folder)) == "folder":
+                raise BundleError(f"{path}: no RunCVM bundle there (it has no {folder}/): give its folder with --root")
+        if lock:
+            root.lock()
+        try:
+            yield root
+        except OSError as error:
+            raise BundleError(f"{path}: {error.filename or 'the bundle'}: {error.strerror}") from None
+
+
+def plan_install(root: Root, files: Package, *, proxy: bool = False) -> Plan:
+    """What is to be done to have `files` installed. Changes nothing."""
+    return _Installation(root, files, proxy).plan
+
+
+def plan_uninstall(root: Root, *, force: bool = False) -> Plan:
+    """What is to be done to have the bundle as it was. What would undo others' changes is told as undone."""
+    before, plan = _Journal(root), Plan()
+    for path, entry in sorted(before.entries.items(), key=lambda item: -RANK.get(item[0], 0)):
+        now = before.now(path)
+        if not before.is_original(path):
+            if not before.is_ours(path, now) and now is not None and not force:
+                plan.undone.append(f"{path} was changed since it was installed: save it, or say --force")
+            plan.changes.append(Change(path, now, before.original(path, entry)))
+    plan.stale = [path for path in (HOME, OURS) if root.kind(path)]
+    return plan
+
+
+def apply(root: Root, plan: Plan) -> None:
+    """Carry out an install's plan."""
+    if not plan:
+        return
+    journal = _Journal(root)
+    root.make_folder(BACKUP)
+    for change in plan.changes:
+        if isinstance(change.before, File) and change.path in plan.journal["entries"]:
+            entry = plan.journal["entries"][change.path]
+            if entry["before"] == _sha(change.before.data):
+                root.write(f"{BACKUP}/{entry['before']}", change.before.data, Meta(0o600, os.geteuid(), os.getegid()))
+    journal.write(journal.joined(plan.journal))
+    if plan.package:
+        _put_package(root, plan.package)
+    _carry_out(root, plan)
+    journal.write(plan.journal)
+    for name in root.names(BACKUP):
+        if name not in [entry["before"] for entry in plan.journal["entries"].values()]:
+            root.remove(f"{BACKUP}/{name}")
+
+
+def undo(root: Root, plan: Plan) -> None:
+    """Carry out an uninstall's plan."""
+    _carry_out(root, plan)
+
+
+def _carry_out(root: Root, plan: Plan) -> None:
+    for change in plan.changes:
+        if isinstance(change.after, File):
+            root.write(change.path, change.after.data, change.after.meta)
+        elif change.after is not None:
+            root.link(change.path, change.after)
+        else:
+            root.remove(change.path)
+    for path in (DEFAULTS, EXEC, CONNECT, UMBRELLA, TAR):
+        root.tidy(root.place(path))
+    for path in plan.stale:
+        root.remove_tree(path)
+
+
+class _Journal:
+    """What earlier installs did: for each path the hash of the original, and of all that we may have put there."""
+
+    def __init__(self, root: Root) -> None:
+        self.root = root
+        file = root.read(JOURNAL)
+        try:
+            content = json.loads(file.data) if file else {}
+            self.entries: dict[str, dict[str, Any]] = dict(content.get("entries", {}))
+            self.site, self.former = str(content.get("site", "")), str(content.get("former", ""))
+            known = content.get("format", FORMAT) == FORMAT and all(map(_is_entry, self.entries.values()))
+        except (ValueError, AttributeError, TypeError, KeyError):
+            known = False
+        if not known:
+            raise BundleError(f"{root.path}/{JOURNAL}: cannot be understood: was it another version that installed?")
+
+    def now(self, path: str) -> File | str | None:
+        """What is at `path`."""
+        kind = self.root.kind(path)
+        if kind == "link":
+            return self.root.readlink(path)
+        return self.root.read(path) if kind else None
+
+    def is_ours(self, path: str, now: File | str | None) -> bool:
+        """Whether an install put there what is at `path`."""
+        return path in self.entries and now is not None and _mark(now) in self.entries[path]["after"]
+
+    def is_original(self, path: str) -> bool:
+        """Whether the original is (still, or again) at `path`."""
+        now, entry = self.now(path), self.entries[path]
+        if not isinstance(now, File):
+            return now is None and entry["before"] is None
+        return _sha(now.data) == entry["before"] and now.meta == Meta(*entry["meta"])
+
+    def original(self, path: str, entry: dict[str, Any]) -> File | None:
+        """What was at `path` before the first install. Raises `BundleError` where the backup is damaged."""
+        if entry["before"] is None:
+            return None
+        backup = self.root.read(f"{BACKUP}/{entry['before']}")
+        if backup is None or _sha(backup.data) != entry["before"]:
+            raise BundleError(
+                f"{self.root.path}/{path}: its backup is missing or damaged: restore it from RunCVM's image"
+            )
+        return File(backup.data, Meta(*entry["meta"]))
+
+    def base(self, path: str) -> File | str | None:
+        """What an edit starts from: the original where what is there is ours, else what is there."""
+        now = self.now(path)
+        return self.original(path, self.entries[path]) if self.is_ours(path, now) else now
+
+    def joined(self, new: dict[str, Any]) -> dict[str, Any]:
+        """The new journal while the change is under way: it knows the old content as ours as well."""
+        entries = {path: dict(entry) for path, entry in {**self.entries, **new["entries"]}.items()}
+        for path, entry in entries.items():
+            former = self.entries.get(path, {}).get("after", [])
+            entry["after"] = [*entry["after"], *(mark for mark in former if mark not in entry["after"])]
+        return {**new, "entries": entries}
+
+    def write(self, content: dict[str, Any]) -> None:
+        """Replace the journal, where it is not this one already."""
+        data = json.dumps(content, indent=1).encode() + b"\n"
+        if not _holds(self.root, JOURNAL, data):
+            self.root.write(JOURNAL, data, Meta(0o644, os.geteuid(), os.getegid()))
+
+
+class _Installation:
+    """The making of an install's plan: what each path shall hold, and then the way from what it holds."""
+
+    def __init__(self, root: Root, files: Package, proxy: bool) -> None:
+        self.root, self.bundle, self.before = root, Bundle(root), _Journal(root)
+        self.plan = Plan()
+        self._wanted: dict[str, File | str] = {}
+        self._files = self._fitting(files)
+        self._edit(DEFAULTS, scripts.add_alias)
+        self._edit(EXEC, lambda text: scripts.end_proxy(text, proxy))
+        if not self.bundle.python:
+            self._note("the bundle has no python3 of 3.11 or newer that runs here: the launcher takes it from PATH")
+        for path in (CONNECT, UMBRELLA) if proxy else (CONNECT,):
+            self._launch(path)
+        self._tar()
+        self._settle()
+        self._place()
+
+    def _note(self, text: str) -> None:
+        self.plan.notes.append(text)
+
+    def _fitting(self, files: Package) -> Package:
+        """The package without an engine that would not run in the bundle."""
+        engine, home = files.engine(), self.bundle.build
+        if not engine:
+            self._note(
+                f"{files.source} has no splice engine: the copy engine will serve; a wheel for the bundle has one"
+            )
+            return files
+        build = package.build_of(files.files[engine])
+        if home is None or build is None:
+            self._note("lib/ld tells no machine: nobody knows whether the splice engine will load in this bundle")
+            return files
+        if build.fits(home):
+            return files
+        self._note(
+            f"the splice engine of {files.source} is for {build}, the bundle is {home}: it is left out, and the copy "
+            f"engine will serve; give the wheel for {home} (musllinux or manylinux) with --wheel"
+        )
+        return files.without(engine)
+
+    def _edit(self, name: str, edit: Callable[[str], str]) -> None:
+        """Plan the edit of the script `name`, or leave it undone: as it is, even if that is by an earlier install."""
+        path = self.root.real(name)
+        original = self.before.base(path)
+        if not isinstance(original, File):
+            self.plan.undone.append(f"{name} is not there: is this RunCVM with Firecracker?")
+            return
+        data, wrong = b"", ""
+        try:
+            data = edit(_text(original.data)).encode(errors="surrogateescape")
+            wrong = "" if data == original.data else self._syntax_error(data)
+        except scripts.Unknown as error:
+            wrong = str(error)
+        if not wrong:
+            self._wanted[path] = File(data, original.meta)
+            return
+        self.plan.undone.append(f"{name} is left alone: {wrong}; {BY_HAND[name]}")
+        now = self.before.now(path)
+        if now is not None and self.before.is_ours(path, now):
+            self._wanted[path] = now
+
+    def _syntax_error(self, data: bytes) -> str:
+        """What `bash -n` has against a script; empty for nothing."""
+        bash = self.bundle.bash
+        if not bash:
+            return "there is no bash, here or in the bundle, to check the edited script with"
+        result = run([*bash, "-n"], data)
+        if result is None or result.returncode != 0:
+            said = result.stderr.decode(errors="replace").strip() if result else "it did not start"
+            return f"bash -n fails on the edited script ({said})"
+        return ""
+
+    def _launch(self, name: str) -> None:
+        """Plan a launcher."""
+        path = self.root.real(name)
+        files, bundle = self._files, self.bundle
+        data = package.launcher(path, files.site(), files.version(), bundle.python, bundle.has_linker)
+        original = self.before.base(path)
+        # It may have been run as `python3 PATH` only, so far.
+        meta = (
+            replace(original.meta, mode=original.meta.mode | 0o111) if isinstance(original, File) else _new(self.root)
+        )
+        self._wanted[path] = File(data, meta)
+
+    def _tar(self) -> None:
+        """Plan the link for tar, where the bundle has none."""
+        path = self.root.place(TAR)
+        ours = self.before.is_ours(path, self.before.now(path))
+        if not ours and self.bundle.find("tar"):
+            return
+        applets, why = self.bundle.applets
+        if ours or (applets and "tar" in applets):
+            self._wanted[path] = "busybox"
+            self.plan.notes += [why] * (bool(why) and not ours)
+            return
+        reason = why or "the bundle's busybox has no applet tar"
+        self.plan.undone.append(f"{TAR} is not made: {reason}; by hand: put a tar that runs through lib/ld into bin/")
+
+    def _settle(self) -> None:
+        """From what is wanted to changes and a journal. What an earlier install made and nobody wants now goes back."""
+        before, changes, entries = self.before, self.plan.changes, {}
+        for path, after in self._wanted.items():
+            now, entry = before.now(path), before.entries.get(path)
+            ours = before.is_ours(path, now)
+            if now != after:
+                changes.append(Change(path, now, after))
+                if entry is None or not (ours or before.is_original(path)):
+                    entry = _entry(now)
+            if entry is not None:  # else it was like this before the first install
+                entries[path] = {**entry, "after": [_mark(after)]} if ours or now != after else entry
+        changes.sort(key=lambda change: RANK.get(change.path, 0))
+        for path, entry in before.entries.items():
+            if path not in self._wanted and before.is_ours(path, now := before.now(path)):
+                changes.append(Change(path, now, before.original(path, entry)))
+            elif path not in self._wanted and not before.is_original(path):
+                entries[path] = entry
+        self.plan.journal = {"format": FORMAT, "entries": entries}
+
+    def _place(self) -> None:
+        """Plan the package's folder. The one before it stays for one install more: it may be in use."""
+        root, files, site = self.root, self._files, self._files.site()
+        former = self.before.former if self.before.site == site else self.before.site
+        complete = all(_holds(root, f"{site}/{path}", data) for path, data in files.files.items())
+        compiled = not self.bundle.python or bool(root.names(f"{site}/fastvsock/__pycache__"))
+        self.plan.package = None if complete and compiled else files
+        self.plan.stale = [path for name in root.names(HOME) if (path := f"{HOME}/{name}") not in (site, former)]
+        self.plan.journal |= {"site": site, "former": former}
+
+
+def _entry(now: File | str | None) -> dict[str, Any]:
+    if isinstance(now, File):
+        return {"before": _sha(now.data), "meta": [now.meta.mode, now.meta.uid, now.meta.gid], "after": []}
+    return {"before": None, "meta": None, "after": []}
+
+
+def _is_entry(entry: dict[str, Any]) -> bool:
+    """Whether an entry of the journal has the right shape. May raise `TypeError` or `KeyError` instead."""
+    before, after, meta = entry["before"], entry["after"], entry["meta"] or [0, 0, 0]
+    numbers = len(meta) == 3 and all(isinstance(number, int) for number in meta)
+    return numbers and all(isinstance(text, str) for text in [before or "", *after]) and isinstance(after, list)
+
+
+def _put_package(root: Root, files: Package) -> None:
+    """Write the package, and its compiled form for the bundle's own Python: else each start would compile it anew."""
+    bundle, site = Bundle(root), files.site()
+    compiled = _compiled(bundle, files)
+    for path, data in {**files.files, **compiled}.items():
+        target = f"{site}/{path}"
+        if path in compiled or not _holds(root, target, data):
+            root.make_folder(os.path.dirname(target))
+            root.write(target, data, Meta(0o644, os.geteuid(), os.getegid()))
+
+
+def _compiled(bundle: Bundle, files: Package) -> dict[str, bytes]:
+    if not bundle.python:
+        return {}
+    with tempfile.TemporaryDirectory(prefix="fastvsock-") as folder:
+        for path, data in files.files.items():
+            if path.endswith(".py"):
+                place = Path(folder, path)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                place.write_bytes(data)
+        # Unchecked: the folder is named after the sources, so the two cannot differ.
+        options = ["--invalidation-mode", "unchecked-hash", "-q", "-s", folder]
+        bundle.run(bundle.python, "-IS", "-m", "compileall", *options, folder)
+        return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(Path(folder).rglob("*.pyc"))}
+
+
+def _holds(root: Root, path: str, data: bytes) -> bool:
+    file = root.read(path)
+    return file is not None and file.data == data
+
+
+def _new(root: Root) -> Meta:
+    """Mode and owner for a file that was not there: the owner of the folder that the bundle is."""
+    status = os.stat(root.path)
+    return Meta(0o755, status.st_uid, status.st_gid)
+
+
+def _lines(content: File | str | None) -> list[str]:
+    return list(io.StringIO(_text(content.data))) if isinstance(content, File) else []
+
+
+def _mark(content: File | str) -> str:
+    return content if isinstance(content, str) else _sha(content.data)
+
+
+def _sha(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _text(data: bytes) -> str:
+    return data.decode(errors="surrogateescape")

@@ -1,0 +1,138 @@
+"""What is put into a bundle: the package's files, from this installation or a wheel, and the launchers.
+
+The launcher is a shell script and a Python program in one file: run directly, or by `bash PATH`, it starts Python
+with ``-I`` (an image's PYTHONPATH or PYTHONHOME are for its own Python, not for the bundle's) and without `site`; run
+as `python3 PATH`, the shell's part is a string. The bundle's programs name an ELF interpreter of one mount point
+only, so its Python is run through the bundle's own dynamic linker, which works wherever the bundle is seen.
+
+The engine is a shared object: built for another libc or machine than the bundle's it is left out, and the copy engine
+serves. (A musl Python may load a glibc object without a word, and fail later.)
+"""
+
+import hashlib
+import os
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from .. import __version__
+from .root import BundleError
+
+HOME = "lib/fastvsock"
+CONNECT = "scripts/runcvm-vsock-connect"
+UMBRELLA = "scripts/fastvsock"
+MACHINES = {62: "x86_64", 183: "aarch64", 40: "arm", 243: "riscv64"}  # e_machine: elf.h
+
+LAUNCHER = """\
+#!/bin/sh
+# {name}, of fastvsock {version}. Runs directly, as `python3 PATH` and as `sh PATH`.
+''':'
+self=$0
+if [ -h "$self" ]; then self=$(readlink -f "$self"); fi
+case $self in */*) root=${{self%/*}}/{up};; *) root={up};; esac
+{bundled}command -v python3 >/dev/null || {{ echo "fastvsock: no python3 in this PATH: $PATH" >&2; exit 127; }}
+exec python3 {flags} "$self" "$@"
+'''
+import sys
+from os.path import dirname, realpath
+
+sys.path.insert(0, dirname(realpath(__file__)) + "/{up}/{site}")
+sys.argv[0] = "{name}"
+from fastvsock.{module} import main
+
+main()
+"""
+BUNDLED = """\
+if [ -x "$root/{python}" ]; then exec {linker}"$root/{python}" {flags} "$self" "$@"; fi
+"""
+
+
+@dataclass(frozen=True)
+class Build:
+    """What an ELF file was built for. `libc` is ``glibc``, ``musl``, or empty where the file does not tell."""
+
+    machine: str
+    libc: str
+
+    def __str__(self) -> str:
+        return f"{self.machine} {self.libc}".strip()
+
+    def fits(self, other: "Build") -> bool:
+        """Whether an object of this build may be loaded where `other` is at home."""
+        return self.machine == other.machine and (not self.libc or not other.libc or self.libc == other.libc)
+
+
+@dataclass(frozen=True)
+class Package:
+    """The files of fastvsock by their paths (``fastvsock/relaying.py``), and where they came from."""
+
+    files: dict[str, bytes]
+    source: str
+
+    def engine(self) -> str:
+        """The path of the splice engine's shared object; empty where there is none."""
+        return next((path for path in self.files if "/_splice." in path and path.endswith(".so")), "")
+
+    def without(self, path: str) -> "Package":
+        """The same package but for one file."""
+        return Package({name: data for name, data in self.files.items() if name != path}, self.source)
+
+    def site(self) -> str:
+        """The folder for these very files: another content has another folder, so an upgrade is one step."""
+        digest = hashlib.sha256()
+        for path, data in sorted(self.files.items()):
+            digest.update(b"%s\0%d\0%s" % (path.encode(), len(data), data))
+        return f"{HOME}/{self.version()}-{digest.hexdigest()[:12]}"
+
+    def version(self) -> str:
+        """The package's own version."""
+        for line in self.files["fastvsock/__init__.py"].decode().splitlines():
+            if line.startswith("__version__"):
+                return line.split('"')[1]
+        return __version__
+
+
+def installed() -> Package:
+    """The package that this code belongs to."""
+    top = Path(__file__).parent.parent
+    files = {
+        f"fastvsock/{path.relative_to(top).as_posix()}": path.read_bytes()
+        for path in sorted(top.rglob("*"))
+        if path.suffix in (".py", ".so") and path.is_file()
+    }
+    return Package(files, "this installation")
+
+
+def from_wheel(path: str) -> Package:
+    """The package in a wheel. Raises `BundleError` for a file that is none of fastvsock's."""
+    try:
+        with zipfile.ZipFile(path) as wheel:
+            names = [name for name in wheel.namelist() if name.startswith("fastvsock/") and not name.endswith("/")]
+            files = {name: wheel.read(name) for name in names if name.endswith((".py", ".so"))}
+    except (OSError, zipfile.BadZipFile) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise BundleError(f"{path}: cannot be read as a wheel: {reason}") from None
+    if any(".." in PurePosixPath(name).parts for name in files) or "fastvsock/entry.py" not in files:
+        raise BundleError(f"{path}: is no wheel of fastvsock")
+    return Package(files, os.path.basename(path))
+
+
+def build_of(data: bytes) -> Build | None:
+    """What the ELF file `data` was built for; None for anything else."""
+    if data[:4] != b"\x7fELF" or len(data) < 20:
+        return None
+    machine = int.from_bytes(data[18:20], "little")
+    # The names of the C libraries, as they stand among the libraries needed, or in the linker itself.
+    libc = "musl" if b"libc.musl-" in data or b"ld-musl-" in data else "glibc" if b"libc.so.6" in data else ""
+    return Build(MACHINES.get(machine, f"machine {machine}"), libc)
+
+
+def launcher(path: str, site: str, version: str, python: str, linker: bool) -> bytes:
+    """The launcher for `path`, which finds the package at `site` and Python at `python` (empty: in PATH)."""
+    name = os.path.basename(path)
+    module = "entry" if name == os.path.basename(CONNECT) else "cli"
+    flags = "-IS" if module == "entry" else "-I"  # optional extras are found through site
+    through = '"$root/lib/ld" ' if linker else ""
+    bundled = BUNDLED.format(python=python, linker=through, flags=flags) if python else ""
+    facts = {"name": name, "version": version, "site": site, "flags": flags, "bundled": bundled, "module": module}
+    return LAUNCHER.format(up="/".join([".."] * path.count("/")), **facts).encode()

@@ -1,0 +1,262 @@
+"""The files of a bundle, by paths relative to its root, and never a file outside of it.
+
+A path is resolved here and not by the kernel: each name is opened relative to the folder before it, with O_NOFOLLOW,
+and a symbolic link is read and followed only while it stays inside the root (openat2(2) has RESOLVE_BENEATH for that,
+which Python's `os` does not offer). Absolute links count as leading out: the bundle is seen at several places. The
+same walk serves each access anew, so a link that is put there between two of them is met with O_NOFOLLOW as well.
+
+Every change is one rename(2) of a finished and synced file, so whoever looks, or whatever is killed, finds the old
+file or the new one.
+"""
+
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from types import TracebackType
+
+from ..errors import FastvsockError
+
+HOPS = 40  # symbolic links on the way of one path, as in the kernel: path_resolution(7)
+FOLDER = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+MAX_FILE = 1 << 26  # bytes; no file that is edited or compared comes near
+
+
+class BundleError(FastvsockError):
+    """The bundle cannot be worked on as it is."""
+
+
+@dataclass(frozen=True)
+class Meta:
+    """Mode and owner of a file, kept when it is replaced."""
+
+    mode: int
+    uid: int
+    gid: int
+
+
+@dataclass(frozen=True)
+class File:
+    """A regular file as it was read."""
+
+    data: bytes
+    meta: Meta
+
+
+class Root:
+    """An open bundle folder. Paths are relative to it; results and errors name them so. Use it as a context."""
+
+    def __init__(self, path: str) -> None:
+        self.path = os.path.abspath(path)
+        try:
+            self._fd = os.open(path, os.O_DIRECTORY | os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise BundleError(
+                f"{path}: no RunCVM bundle there ({error.strerror}): give its folder with --root"
+            ) from None
+
+    def __enter__(self) -> "Root":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        os.close(self._fd)
+
+    def lock(self) -> None:
+        """Be the only one who changes this bundle, until the object is closed. Raises `BundleError`."""
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BundleError(f"{self.path}: another install or uninstall is at work there") from None
+
+    def real(self, path: str) -> str:
+        """`path` without symbolic links, where they stay inside; its last name need not exist."""
+        done: list[str] = []
+        todo = path.split("/")[::-1]
+        hops = 0
+        while todo:
+            name = todo.pop()
+            if name in ("", "."):
+                continue
+            if name == "..":
+                if not done:
+                    raise BundleError(f"{self.path}: {path} leads out of the bundle; nothing is changed through it")
+                done.pop()
+                continue
+            target = self._link("/".join([*done, name]))
+            if target is None:
+                done.append(name)
+                continue
+            hops += 1
+            if target.startswith("/") or hops > HOPS:
+                raise BundleError(
+                    f"{self.path}: {path} leads out of the bundle, through the link "
+                    f"{'/'.join([*done, name])} -> {target}; nothing is changed through it"
+                )
+            todo += target.split("/")[::-1]
+        return "/".join(done)
+
+    def place(self, path: str) -> str:
+        """As `real`, but the last name is left as it is: a link there is itself what is meant."""
+        folder, _, name = path.rpartition("/")
+        return f"{self.real(folder)}/{name}".lstrip("/")
+
+    def full(self, path: str) -> str:
+        """The absolute path of a file inside, to run it or to show it. Raises `BundleError` for one that is not."""
+        return f"{self.path}/{self.real(path)}"
+
+    def kind(self, path: str) -> str:
+        """What is at `path`, itself and not what it links to: ``file``, ``folder``, ``link``, ``other``, or empty."""
+        try:
+            with self._at(path) as (folder, name):
+                mode = os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            return ""
+        kinds = {stat.S_IFREG: "file", stat.S_IFDIR: "folder", stat.S_IFLNK: "link"}
+        return kinds.get(stat.S_IFMT(mode), "other")
+
+    def readlink(self, path: str) -> str:
+        """Where the symbolic link at `path` leads."""
+        with self._at(path) as (folder, name):
+            return os.readlink(name, dir_fd=folder)
+
+    def read(self, path: str) -> File | None:
+        """The regular file at `path`, or None where nothing is. Raises `BundleError` for anything else."""
+        real = self.real(path)
+        try:
+            with self._parent(real) as (folder, name):
+                # O_NONBLOCK: a FIFO in a file's place must not hold us up.
+                fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise BundleError(f"{self.path}/{path}: cannot be read: {error.strerror}") from None
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_FILE:
+            os.close(fd)
+            raise BundleError(f"{self.path}/{path}: is not the regular file that should be there")
+        with open(fd, "rb") as file:
+            return File(file.read(), Meta(stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid))
+
+    def names(self, path: str) -> list[str]:
+        """The names in the folder `path`, sorted; none where it is not there."""
+        try:
+            with self._folder(self.real(path)) as folder:
+                return sorted(os.listdir(folder))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def write(self, path: str, data: bytes, meta: Meta) -> None:
+        """Put a file at `path`, in one step."""
+        with self._at(path) as (folder, name):
+            spare = _spare(name)
+            self._unlink(folder, spare)
+            fd = os.open(
+                spare, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder
+            )
+            with open(fd, "wb") as file:
+                file.write(data)
+                file.flush()
+                status = os.fstat(fd)
+                if (status.st_uid, status.st_gid) != (meta.uid, meta.gid):
+                    os.fchown(fd, meta.uid, meta.gid)
+                os.fchmod(fd, meta.mode)
+                os.fsync(fd)
+            _rename(folder, spare, name)
+
+    def link(self, path: str, target: str) -> None:
+        """Put a symbolic link at `path`, in one step."""
+        with self._at(path) as (folder, name):
+            self._unlink(folder, _spare(name))
+            os.symlink(target, _spare(name), dir_fd=folder)
+            _rename(folder, _spare(name), name)
+
+    def tidy(self, path: str) -> None:
+        """Remove what a killed `write` may have left beside `path`."""
+        folder, slash, name = path.rpartition("/")
+        self.remove(f"{folder}{slash}{_spare(name)}")
+
+    def remove(self, path: str) -> None:
+        """Remove the file or link at `path`, where one is."""
+        try:
+            with self._at(path) as (folder, name):
+                self._unlink(folder, name)
+                os.fsync(folder)
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+
+    def make_folder(self, path: str) -> None:
+        """Make the folder `path`, and those above it that are not there."""
+        parts = path.split("/")
+        for count in range(1, len(parts) + 1):
+            step = "/".join(parts[:count])
+            with self._at(step) as (folder, name):
+                try:
+                    os.mkdir(name, 0o755, dir_fd=folder)
+                except FileExistsError:
+                    continue
+                os.chmod(name, 0o755, dir_fd=folder)  # whatever the umask
+                os.fsync(folder)
+
+    def remove_tree(self, path: str) -> None:
+        """Remove the folder `path` with all that is in it, or the file or link there. No link is followed."""
+        if self.kind(path) != "folder":
+            return self.remove(path)
+        for name in self.names(path):
+            self.remove_tree(f"{path}/{name}")
+        with self._at(path) as (folder, name):
+            os.rmdir(name, dir_fd=folder)
+
+    def _link(self, path: str) -> str | None:
+        """The target of the link at `path`, a path without links but for its last name; None for anything else."""
+        try:
+            with self._parent(path) as (folder, name):
+                return os.readlink(name, dir_fd=folder)
+        except OSError as error:
+            if error.errno in (errno.EINVAL, errno.ENOENT, errno.ENOTDIR):
+                return None
+            raise BundleError(f"{self.path}/{path}: cannot be looked at: {error.strerror}") from None
+
+    @contextmanager
+    def _folder(self, path: str) -> Iterator[int]:
+        """The folder at `path`, opened name by name; a link in it fails with ELOOP or ENOTDIR."""
+        fd = os.open(".", FOLDER, dir_fd=self._fd)
+        try:
+            for name in path.split("/") if path else []:
+                if name in ("", ".", ".."):
+                    raise BundleError(f"{self.path}: {path} is no path inside the bundle")
+                inner = os.open(name, FOLDER, dir_fd=fd)
+                os.close(fd)
+                fd = inner
+            yield fd
+        finally:
+            os.close(fd)
+
+    def _at(self, path: str) -> AbstractContextManager[tuple[int, str]]:
+        """The folder that `path` is in, opened, and its last name, of which a link is not followed."""
+        return self._parent(self.place(path))
+
+    @contextmanager
+    def _parent(self, path: str) -> Iterator[tuple[int, str]]:
+        folder, _, name = path.rpartition("/")
+        with self._folder(folder) as fd:
+            yield fd, name
+
+    @staticmethod
+    def _unlink(folder: int, name: str) -> None:
+        try:
+            os.unlink(name, dir_fd=folder)
+        except FileNotFoundError:
+            pass
+
+
+def _spare(name: str) -> str:
+    """Where a file is made before it takes its place. One name, so that what a kill leaves is used up by the next."""
+    return f".{name}.fastvsock-new"
+
+
+def _rename(folder: int, old: str, new: str) -> None:
+    os.rename(old, new, src_dir_fd=folder, dst_dir_fd=folder)
+    os.fsync(folder)

@@ -1,0 +1,1 @@
+"""Bundles to test with, and the scripts in them."""
