@@ -40,7 +40,7 @@ check: build
 	$(BIN)/python -m pytest
 
 test-vm: build
-	$(BIN)/python tests/vm/run.py
+	$(BIN)/python tests/vm/run.py tests/test_protocol.py tests/test_behaviour.py tests/vm
 
 bench: build
 	$(BIN)/python -m bench run --quick -o bench/results/quick.json
