@@ -5,6 +5,7 @@ first byte. `fastvsock connect` is this same code. The process ends by `os._exit
 up, the kernel tidies up faster, and nothing here waits to be flushed.
 """
 
+import _socket
 import os
 import sys
 
@@ -33,6 +34,9 @@ options:
                      close it whole; 0: at once, inf: never (default 0.5, and
                      inf if stdin had nothing at all to give)
   --engine ENGINE    auto, splice or copy (default: FASTVSOCK_ENGINE, or auto)
+  --fdpass           hand the connected socket over stdout, itself a socket,
+                     and exit: for OpenSSH's ProxyUseFdpass=yes, which then
+                     has no forwarder in its path
   --stats            one line on stderr at the end: bytes and rate each way,
                      the engines, CPU time
   --version          print the version
@@ -55,6 +59,7 @@ class Options:
     linger: "float | None" = None
     engine: "str | None" = None
     stats = False
+    fdpass = False
 
 
 class Ending:
@@ -118,8 +123,8 @@ def parse(arguments: "Sequence[str]", prog: str) -> "Options | None":
         elif word == "--version":
             print(f"{prog} {__version__}")
             return None
-        elif word == "--stats":
-            options.stats = True
+        elif word in ("--stats", "--fdpass"):
+            setattr(options, word[2:], True)
         elif name in ("--timeout", "--wait", "--linger", "--engine"):
             setattr(options, name[2:], _value(name, value if equals else next(rest, None)))
         else:
@@ -156,6 +161,8 @@ def _connect(options: Options) -> int:
             _signal.signal(number, ending)
     _fill_closed()
     sock = handshake.connect(options.uds, options.port, options.timeout, options.wait)
+    if options.fdpass:
+        return _hand_over(sock)
     relay = Relay(
         sock,
         0,
@@ -173,6 +180,20 @@ def _connect(options: Options) -> int:
     if result.error is not None:
         _say(str(result.error))
         return result.error.exit_code
+    return 0
+
+
+def _hand_over(sock: _socket.socket) -> int:
+    """Pass the connection to the process at the other end of stdout, with one byte: mm_receive_fd() of OpenSSH."""
+    rights = sock.fileno().to_bytes(4, sys.byteorder)
+    try:
+        stdout = _socket.socket(fileno=os.dup(1))
+        stdout.sendmsg([b"\0"], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)])
+    except OSError as error:
+        raise errors.FastvsockError(
+            f"--fdpass cannot pass the connection over stdout ({error.strerror}): it is for OpenSSH's ProxyCommand "
+            "with ProxyUseFdpass=yes, where stdout is a Unix socket"
+        ) from None
     return 0
 
 

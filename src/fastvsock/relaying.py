@@ -131,14 +131,14 @@ class Relay:
             _thread.start_new_thread(self._run_down, ())
         except RuntimeError as error:
             raise errors.RelayError(f"cannot relay: {error}", errno.EAGAIN) from None
-        before = _wake_on_signals(self._wakeup)
+        for_signals = _wake_on_signals(self._wakeup)
         try:
             up = self._up.run()
             if up[0] in (EOF, TARGET):
                 self._await_down(self._patience(up[0]))
         finally:
-            if before is not None:
-                _signal.set_wakeup_fd(before)
+            if for_signals:
+                _signal.set_wakeup_fd(-1)
             self._wake()
             self._down_running.acquire()
         if self._down_failure is not None:
@@ -221,7 +221,7 @@ class Relay:
             number = down_error if down == SOURCE else up_error
             return "error", errors.ConnectionBrokenError(
                 f"the connection to the guest broke ({os.strerror(number)}) after {self.sent} bytes up and "
-                f"{self.received} down: the guest or the VMM ended it with data still under way",
+                f"{self.received} down: its other end was closed, or killed, before it had read everything",
                 number,
             )
         return "guest", None
@@ -229,30 +229,33 @@ class Relay:
     def _wake(self) -> None:
         self._up.stop()
         self._down.stop()
+        if self._wakeup < 0:
+            return  # it has ended
         try:
-            os.write(self._wakeup, b"\0")
             os.eventfd_write(self._down_woken, 1)
-        except OSError:
-            pass  # closed, after the end
+            os.write(self._wakeup, b"\0")
+        except BlockingIOError:
+            pass  # full of signals, and so readable
 
 
-def _wake_on_signals(fd: int) -> int | None:
+def _wake_on_signals(fd: int) -> bool:
     """Let Python's signals write to `fd`, so that one which comes just before a poll is not slept through.
 
-    Returns what to set in the end, or None where nothing was changed: in another thread than the main one, which
-    handles no signals, and where a program has a use of its own for its signals.
+    Not so in another thread than the main one, which handles no signals, and where a program has a use of its own for
+    what its signals write.
     """
     try:
         before = _signal.set_wakeup_fd(fd, warn_on_full_buffer=False)
     except ValueError:
-        return None
-    if before == -1:
-        return before
-    _signal.set_wakeup_fd(before)
-    return None
+        return False
+    if before != -1:
+        _signal.set_wakeup_fd(before)
+    return before == -1
 
 
 def _raise_send_buffer(sock: _socket.socket) -> None:
+    if sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_SNDBUF) >= SEND_BUFFER:
+        return
     for option in (SO_SNDBUFFORCE, _socket.SO_SNDBUF):
         try:
             return sock.setsockopt(_socket.SOL_SOCKET, option, SEND_BUFFER)
