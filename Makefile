@@ -3,9 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-SOURCES := $(wildcard setup.py pyproject.toml src/fastvsock/engines/*.pyx)
+LINTERS := .github/lint.txt
+SOURCES := $(wildcard setup.py pyproject.toml src/fastvsock/engines/*.pyx $(LINTERS))
 
-.PHONY: help build demo test lint check test-vm bench clean
+.PHONY: help build demo test lint check test-vm bench clean \
+	alpine check-wheels dist sdist validate-wheels wheels wheels-lock
 
 help:
 	@echo "make demo    build, then move a real tree through the emulator and back, with each engine"
@@ -13,6 +15,10 @@ help:
 	@echo "make test-vm the behaviour tests and the production chain, inside a VM against real Firecracker"
 	@echo "make bench   throughput and CPU cost, splice against copy"
 	@echo "make build   the environment in $(VENV), with the package in it"
+	@echo "make wheels           the four wheels, into wheels/; check-wheels: are they what this source gives?"
+	@echo "make validate-wheels  audit, run and measure each; VALIDATE=--quick, --native or '--only PLATFORM'"
+	@echo "make sdist, make dist the source distribution, and all that a release publishes, into dist/"
+	@echo "make alpine RUN=test  a target in a fresh Alpine container (docker)"
 	@echo "make clean   remove what the above made"
 
 build: $(STAMP)
@@ -23,6 +29,8 @@ $(STAMP): $(SOURCES)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@$(BIN)/python -m pip install --quiet --require-hashes --only-binary=:all: --requirement $(LINTERS) \
+		|| echo "the linters of the workflows are not for this machine: their tests are skipped"
 	@$(BIN)/python -c 'from fastvsock.engines import choose; print("fastvsock: the", choose("auto"), "engine serves")'
 	@touch $@
 
@@ -45,6 +53,41 @@ test-vm: build
 bench: build
 	$(BIN)/python -m bench run --quick -o bench/results/quick.json
 	$(BIN)/python -m bench report bench/results/quick.json
+
+wheels:
+	$(PYTHON) -m wheels.build
+
+check-wheels:
+	$(PYTHON) -m wheels.build --check
+
+validate-wheels:
+	$(PYTHON) -m wheels.validate $(VALIDATE)
+
+sdist:
+	$(PYTHON) -m wheels.build --sdist --output dist
+
+# What a release publishes; TAG, where given, must be that of the version.
+dist:
+	rm -rf dist
+	$(PYTHON) -m wheels.build --check $(if $(TAG),--tag '$(TAG)')
+	$(PYTHON) -m wheels.build --sdist --output dist
+	cp wheels/*.whl dist
+
+# Pins anew what the .in files ask for. One resolution serves every Python and machine (uv, from PyPI).
+wheels-lock:
+	for pins in wheels/build wheels/audit wheels/run .github/lint; do \
+		uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
+			--no-emit-index-url --no-annotate --output-file $$pins.txt $$pins.in || exit 1; \
+	done
+
+# The same targets where the C library is musl.
+ALPINE ?= python:3.13-alpine
+RUN ?= test
+alpine:
+	docker run --rm --volume '$(CURDIR):/source:ro' --workdir /work $(ALPINE) sh -ceu "\
+		apk add --quiet bash gcc git linux-headers make musl-dev strace; \
+		tar -C /source --exclude ./.venv --exclude ./.git --exclude '*.so' -cf - . | tar -xf -; \
+		make $(RUN)"
 
 clean:
 	rm -rf $(VENV) build dist src/fastvsock.egg-info src/fastvsock/engines/_splice.c src/fastvsock/engines/*.so

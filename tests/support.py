@@ -33,7 +33,7 @@ class Endpoint:
     @property
     def linger(self) -> str:
         """A time of silence, for --linger, that a transfer without fault does not reach."""
-        return "5" if self.real else "0.5"
+        return "5" if self.real else "1"
 
     def size(self, usual: int) -> int:
         """How many bytes to move: inside the harness everything is emulated, and 30 times slower."""

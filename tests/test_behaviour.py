@@ -69,10 +69,10 @@ def test_d3_the_end_of_stdin_does_not_lose_the_answer_to_it(endpoint: Endpoint, 
 
 
 def test_d3_a_slow_reader_in_the_guest_is_no_silence(endpoint: Endpoint, engine: str) -> None:
-    # 600 pauses of 2 ms: far longer than the linger, while all was handed over to the kernel long ago.
-    payload = pattern(600 * 4096)
-    request = b"slow %d 2\n" % len(payload)
-    done = run("--linger", "0.4", endpoint.uds, str(COMMAND), engine=engine, input=request + payload)
+    # 400 pauses of 10 ms: far longer than the linger, while all was handed over to the kernel long ago.
+    payload = pattern(400 * 4096)
+    request = b"slow %d 10\n" % len(payload)
+    done = run("--linger", "1.5", endpoint.uds, str(COMMAND), engine=engine, input=request + payload)
     assert (done.returncode, done.stdout) == (0, summary(payload))
 
 

@@ -1,0 +1,185 @@
+"""The wheels: built the same every time, shipped as the source is, and not without having been validated."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support import HANG
+from wheels import build, common, report, validate
+from wheels.common import HERE, ROOT, Failed, sha256, version
+
+RATIOS = {way: {"ratio": 0.3, "least": 0.2, "most": 0.4, "splice": 0.1, "copy": 0.3} for way in ("up", "down")}
+PLACE = "CPython 3.11.2, musl, native"
+
+
+@pytest.fixture
+def shipped() -> dict[str, str]:
+    """The wheels of this version that stand in wheels/, with the SHA-256 that SHA256SUMS tells."""
+    wheels = common.shipped()
+    if not any(name.startswith(f"fastvsock-{version()}-") for name in wheels):
+        pytest.skip(f"no wheels of version {version()} are shipped yet (make wheels)")
+    return wheels
+
+
+@pytest.fixture
+def outcome() -> dict[str, Any]:
+    """What a run says of a wheel that is good."""
+    return {"place": PLACE, "emulated": False, "core": "14 checks", "pytest": "9 passed", "ratios": dict(RATIOS)}
+
+
+@pytest.fixture(scope="session")
+def target() -> build.Target:
+    """One target: what RunCVM installs on arm64."""
+    return next(target for target in build.TARGETS if target.platform == "musllinux_1_2_aarch64")
+
+
+def test_four_wheels_are_shipped_as_their_sums_say(shipped: dict[str, str]) -> None:
+    expected = {f"fastvsock-{version()}-cp311-abi3-{target.platform}.whl" for target in build.TARGETS}
+    assert set(shipped) == expected == {path.name for path in HERE.glob("*.whl")}
+    assert {name: sha256(HERE / name) for name in shipped} == shipped
+
+
+def test_the_shipped_wheels_are_of_this_source(shipped: dict[str, str]) -> None:
+    for name in shipped:
+        validate.contents(HERE / name)
+    record = json.loads((HERE / "BUILD.json").read_text())
+    assert record["wheels"] == shipped
+    assert record["source"] == build.digest(), "the source has changed since the wheels were built: make wheels"
+
+
+def test_the_shipped_wheels_were_validated_in_full(shipped: dict[str, str]) -> None:
+    told = json.loads((HERE / "VALIDATION.json").read_text())
+    assert not told["quick"]
+    assert {wheel["name"]: wheel["sha256"] for wheel in told["wheels"]} == shipped
+    assert {wheel["name"]: wheel["reasons"] for wheel in told["wheels"]} == {name: [] for name in shipped}
+    assert all(wheel["runs"] for wheel in told["wheels"])
+    assert (HERE / "VALIDATION.md").read_text() == report.markdown(told)
+
+
+@pytest.mark.timeout(600)  # the first time, the compiler is fetched
+def test_building_twice_gives_the_same_wheel(target: build.Target, tmp_path: Path) -> None:
+    try:
+        build.host_interpreter()
+    except Failed as error:
+        pytest.skip(str(error))
+    wheels = []
+    for name in ("first", "another folder"):
+        (tmp_path / name).mkdir()
+        wheels += build.build([target], tmp_path / f"{name}-made", work=tmp_path / name)
+    first, second = wheels
+    assert first.read_bytes() == second.read_bytes()
+    validate.contents(first)
+    with zipfile.ZipFile(first) as archive:
+        assert len({info.date_time for info in archive.infolist()}) == 1
+    record = json.loads((first.parent / "BUILD.json").read_text())
+    of_this_source = json.loads((HERE / "BUILD.json").read_text()) if (HERE / "BUILD.json").exists() else {}
+    if record["source"] == of_this_source.get("source") and record["host"] == of_this_source["host"]:
+        assert sha256(first) == of_this_source["wheels"][first.name], "what is shipped does not come out any more"
+
+
+def test_what_is_built_or_generated_is_no_source() -> None:
+    suffixes = {path.suffix for path in build.sources()}
+    assert not suffixes & {".so", ".c", ".pyc"}
+    assert {".py", ".pyx", ".pyi", ".typed"} <= suffixes
+
+
+def test_every_pin_has_hashes_and_is_what_was_asked_for() -> None:
+    for asked in (*HERE.glob("*.in"), ROOT / ".github" / "lint.in"):
+        pinned = asked.with_suffix(".txt").read_text()
+        wanted = [line.split()[0] for line in asked.read_text().splitlines() if not line.startswith("#")]
+        assert set(wanted) <= set(pinned.split()), f"{asked.name} has changed: make wheels-lock"
+        pins = re.split(r"(?m)^(?=[a-z0-9])", pinned)[1:]
+        assert [pin for pin in pins if not re.match(r"[\w.-]+==[\w.]+ .*\n    --hash=sha256:", pin)] == []
+
+
+def test_a_wheel_that_is_good_is_accepted(outcome: dict[str, Any]) -> None:
+    assert validate.reasons({"auditwheel": "true"}, [outcome]) == []
+
+
+@pytest.mark.parametrize("way", ["up", "down"])
+def test_a_splice_engine_that_does_not_clearly_beat_copy_is_a_reason(outcome: dict[str, Any], way: str) -> None:
+    outcome["ratios"][way] = outcome["ratios"][way] | {"ratio": 0.81}
+    assert validate.reasons({}, [outcome]) == [f"{PLACE}: {way}, splice takes 0.81 of copy's CPU time"]
+
+
+@pytest.mark.parametrize("step", ["core", "pytest"])
+def test_a_check_that_fails_is_a_reason(outcome: dict[str, Any], step: str) -> None:
+    outcome[step] = "FAILED: echo, splice"
+    assert validate.reasons({}, [outcome]) == [f"{PLACE}: {step}: FAILED: echo, splice"]
+
+
+def test_a_measure_that_could_not_be_made_is_a_reason(outcome: dict[str, Any]) -> None:
+    del outcome["ratios"]
+    outcome["failure"] = "FAILED: the relay did 'splice+copy', and not 'splice'"
+    assert len(validate.reasons({}, [outcome])) == 1
+
+
+def test_an_audit_that_fails_or_a_wheel_that_ran_nowhere_is_a_reason() -> None:
+    assert len(validate.reasons({"abi3audit": "FAILED: PyObject_Foo"}, [])) == 2
+
+
+@pytest.fixture
+def unpacked(tmp_path: Path) -> Path:
+    """The package as a wheel without the splice engine would install it."""
+    shutil.copytree(
+        ROOT / "src" / "fastvsock", tmp_path / "fastvsock", ignore=shutil.ignore_patterns("_splice.*", "__pycache__")
+    )
+    return tmp_path
+
+
+def test_the_core_check_does_not_pass_without_the_splice_engine(unpacked: Path) -> None:
+    env = os.environ | {"PYTHONPATH": str(unpacked)}
+    words = [sys.executable, "-S", str(HERE / "core_check.py")]
+    done = subprocess.run(words, env=env, capture_output=True, timeout=HANG, check=False)
+    facts = json.loads(done.stdout)
+    assert done.returncode == 1
+    assert facts["package"] == str(unpacked / "fastvsock")
+    assert "the splice engine is not there" in facts["failures"]["splice is what auto chooses"]
+    assert {"echo, splice", "source, splice", "the command, splice"} <= set(facts["failures"])
+    assert not [name for name in facts["failures"] if name.endswith(", copy")]
+
+
+def _wheel(folder: Path, changes: dict[str, bytes | None]) -> Path:
+    """A wheel as it should be, but for `changes`: names with their content, or None for a file that is left out."""
+    files: dict[str, bytes] = {
+        path.relative_to("src").as_posix(): (ROOT / path).read_bytes()
+        for path in build.sources()
+        if path.parts[0] == "src" and path.suffix != ".pyx"
+    }
+    info = f"fastvsock-{version()}.dist-info"
+    files[f"{info}/licenses/LICENSE"] = (ROOT / "LICENSE").read_bytes()
+    files[f"{info}/entry_points.txt"] = "\n".join(("[console_scripts]", *validate.SCRIPTS, "")).encode()
+    files["fastvsock/engines/_splice.abi3.so"] = b"\x7fELF"
+    path = folder / f"fastvsock-{version()}-cp311-abi3-linux_x86_64.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in (files | changes).items():
+            if content is not None:
+                archive.writestr(name, content)
+    return path
+
+
+def _flaws() -> Iterator[tuple[str, bytes | None, str]]:
+    yield "fastvsock/engines/_splice.pyx", b"", "has other files"
+    yield "fastvsock/engines/_splice.c", b"", "has other files"
+    yield "fastvsock/engines/_splice.abi3.so", None, "has other files"
+    yield "fastvsock/py.typed", None, "has other files"
+    yield "fastvsock/errors.py", b"# older", "differs from the source: fastvsock/errors.py"
+    yield "fastvsock/engines/_splice.abi3.so", bytes(validate.LARGEST + 1), "without -O3"
+    yield f"fastvsock-{version()}.dist-info/entry_points.txt", b"", "other commands"
+    yield f"fastvsock-{version()}.dist-info/licenses/LICENSE", b"", "another LICENSE"
+
+
+@pytest.mark.parametrize(("name", "content", "told"), list(_flaws()))
+def test_a_wheel_with_other_contents_is_found_out(name: str, content: bytes | None, told: str, tmp_path: Path) -> None:
+    validate.contents(_wheel(tmp_path, {}))
+    with pytest.raises(Failed, match=told):
+        validate.contents(_wheel(tmp_path, {name: content}))

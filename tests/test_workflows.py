@@ -1,0 +1,91 @@
+"""The workflows on GitHub: linted, pinned, without more rights than they need, and without recipes of their own."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from support import HANG
+
+ROOT = Path(__file__).parent.parent
+GITHUB = ROOT / ".github"
+WORKFLOWS = sorted((GITHUB / "workflows").glob("*.yml"))
+PIN = re.compile(r"[\w.-]+/[\w./-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+")
+TARGETS = set(re.findall(r"(?m)^([a-z][a-z-]*):", (ROOT / "Makefile").read_text()))
+
+
+@pytest.fixture(params=WORKFLOWS, ids=lambda path: path.name)
+def workflow(request: pytest.FixtureRequest) -> str:
+    """The text of each workflow in turn."""
+    return str(request.param.read_text())
+
+
+def _program(name: str) -> str:
+    """A linter of .github/lint.txt, beside the Python that runs the tests or on PATH."""
+    found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
+    if not found:
+        pytest.skip(f"{name} is not installed here (.github/lint.txt)")
+    return found
+
+
+def _lint(*words: str | Path) -> None:
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=HANG, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_there_are_the_three() -> None:
+    assert [path.name for path in WORKFLOWS] == ["release.yml", "test.yml", "wheels.yml"]
+
+
+def test_actionlint_has_nothing_to_say() -> None:
+    _lint(_program("actionlint"), "-no-color", *WORKFLOWS)
+
+
+def test_zizmor_has_nothing_to_say() -> None:
+    _lint(_program("zizmor"), "--offline", "--no-progress", "--quiet", "--persona=pedantic", GITHUB)
+
+
+def test_every_action_is_pinned_by_its_commit_and_says_its_version(workflow: str) -> None:
+    uses = re.findall(r"uses:\s*(.*)", workflow)
+    assert uses
+    assert [use for use in uses if not PIN.fullmatch(use.strip())] == []
+
+
+def test_one_action_has_one_pin() -> None:
+    uses = {use for path in WORKFLOWS for use in re.findall(r"uses:\s*(.*)", path.read_text())}
+    assert len({use.partition("@")[0] for use in uses}) == len(uses)
+
+
+def test_every_step_that_runs_something_runs_a_make_target(workflow: str) -> None:
+    # One line, one target: whoever wants to do by hand what a workflow does types the same.
+    for line in re.findall(r"run:\s*(.*)", workflow):
+        words = line.split()
+        assert words[0] == "make", line
+        assert words[1] in TARGETS, line
+        nested = re.search(r'RUN="?([a-z-]+)', line)
+        assert not nested or nested[1] in TARGETS, line
+
+
+def test_rights_are_given_to_jobs_alone_and_writing_to_the_publisher_alone(workflow: str) -> None:
+    assert re.search(r"(?m)^permissions: \{\}$", workflow)
+    writing = re.findall(r"[\w-]+: write", workflow)
+    assert writing == (["id-token: write", "attestations: write"] if "pypi-publish@" in workflow else [])
+
+
+def test_a_checkout_leaves_no_credentials(workflow: str) -> None:
+    assert workflow.count("actions/checkout@") == workflow.count("persist-credentials: false")
+
+
+def test_a_run_ends_and_does_not_meet_another(workflow: str) -> None:
+    assert re.search(r"(?m)^concurrency:\n  group: .*github\.ref", workflow)
+    assert workflow.count("runs-on:") == workflow.count("timeout-minutes:")
+
+
+def test_every_supported_python_is_tested_on_both_machines_and_on_alpine() -> None:
+    text = (GITHUB / "workflows" / "test.yml").read_text()
+    assert 'python: ["3.11", "3.12", "3.13", "3.14"]' in text
+    assert text.count("runner: [ubuntu-24.04, ubuntu-24.04-arm]") == 2
+    assert "make alpine RUN=test" in text

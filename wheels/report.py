@@ -1,0 +1,78 @@
+"""VALIDATION.md from the JSON report of `validate.py`: tables for a person, and no figure that the run did not give."""
+
+from collections.abc import Sequence
+from typing import Any
+
+HEAD = """\
+# The wheels of fastvsock {version}, validated
+
+Written by `make validate-wheels` on {date}, in {minutes} minutes, from the figures in VALIDATION.json{quick}.
+Machine: {processor}, {cores} cores, Linux {kernel}. Source: `{source}`, a SHA-256 over sources, pins and recipe.
+"""
+RATIOS = """\
+## Splice against copy
+
+CPU time of the relay's process, user and system. The ratio is splice over copy, the median of rounds in each of which
+both ran within seconds, with the least and the most of them; above {limit} a wheel is rejected. Under qemu-user splice
+is a real system call, and everything around it is emulated: the ratio means something there, the seconds do not, and
+are left out.
+"""
+RUNS = """\
+## What ran
+
+The musl CPython 3.11.2 is Debian's source built with zig, on Debian's musl 1.2.3: a substitute for Alpine's own, on
+which the workflow `wheels` runs the same checks. Where pytest cannot run, the core check (core_check.py) speaks alone:
+each engine's echo, source and ends, and the command, compared by SHA-256.
+"""
+Wheel = dict[str, Any]
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """The text of VALIDATION.md."""
+    wheels: list[Wheel] = report["wheels"]
+    facts = report["machine"] | {name: report[name] for name in ("version", "date", "minutes", "source")}
+    audits = list(dict.fromkeys(name for wheel in wheels for name in wheel["audits"]))
+    verdicts = [(_short(wheel), f"`{wheel['sha256']}`", _verdict(wheel)) for wheel in wheels]
+    measures = [row for wheel in wheels for row in _measures(wheel)]
+    runs = [(_short(wheel), at["place"], at["core"], at["pytest"]) for wheel in wheels for at in wheel["runs"]]
+    outside = [(_short(one), *(one["audits"].get(name, "") for name in audits), str(one["bytes"])) for one in wheels]
+    columns = ("wheel", "place", "way", "ratio", "spread", "splice, CPU s/GiB", "copy, CPU s/GiB")
+    parts = [
+        HEAD.format(**facts, quick="; a quick run, which proves less" if report["quick"] else ""),
+        _table(("wheel", "SHA-256", "verdict"), verdicts),
+        *(f"- {_short(wheel)} is rejected: {_cell(reason)}\n" for wheel in wheels for reason in wheel["reasons"]),
+        RATIOS.format(limit=report["limit"]),
+        _table(columns, measures),
+        RUNS,
+        _table(("wheel", "place", "core check", "behaviour tests"), runs),
+        "## Seen from outside\n",
+        _table(("wheel", *audits, "bytes"), outside),
+    ]
+    return "\n".join(parts)
+
+
+def _measures(wheel: Wheel) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = []
+    for at in wheel["runs"]:
+        for way, one in at.get("ratios", {}).items():
+            spread = f"{one['least']:.2f} to {one['most']:.2f}"
+            seconds = ("emulated", "emulated") if at["emulated"] else (f"{one['splice']:.3f}", f"{one['copy']:.3f}")
+            rows.append((_short(wheel), at["place"], way, f"{one['ratio']:.2f}", spread, *seconds))
+    return rows
+
+
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    lines = [head, ("---",) * len(head), *rows]
+    return "".join(f"| {' | '.join(map(_cell, line))} |\n" for line in lines)
+
+
+def _short(wheel: Wheel) -> str:
+    return str(wheel["name"]).removesuffix(".whl").partition("abi3-")[2]
+
+
+def _verdict(wheel: Wheel) -> str:
+    return "REJECTED" if wheel["reasons"] else "accepted"
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "/")

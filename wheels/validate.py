@@ -1,0 +1,370 @@
+"""`make validate-wheels`: each wheel file is installed alone, looked at, run and measured, or it is rejected.
+
+Looked at from outside: auditwheel (is the platform tag true?), abi3audit (is the Limited API all that it uses?),
+check-wheel-contents, twine, and our own list of what belongs into a wheel. Run in every place that there is for it
+(places.py): an import proves little, since a musl Python imports a glibc wheel too, so the core of the behaviour tests
+moves bytes with both engines, and where pytest can run, the tests themselves do. Measured with pyperf: a splice engine
+that is missing, that falls back, or that does not clearly beat the copy engine beside it on CPU time, is no reason to
+ship a wheel. The two are compared within one run, a few seconds apart, and the median of those ratios counts.
+
+A full run writes VALIDATION.json and, from it, VALIDATION.md.
+"""
+
+import argparse
+import json
+import os
+import platform
+import re
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wheels import places
+from wheels.build import TARGETS, Target, digest, sources
+from wheels.common import HERE, PYTHON, ROOT, Failed, cache, environment, run, say, sha256, version
+from wheels.places import Place
+from wheels.report import markdown
+
+LIMIT = 0.8  # CPU time of splice over that of copy: not above this, either way
+TESTS = ("tests/test_engines.py", "tests/test_handshake.py", "tests/test_behaviour.py")
+SCRIPTS = ("fastvsock = fastvsock.cli:main", "runcvm-vsock-connect = fastvsock.entry:main")
+LARGEST = 200_000  # bytes of the extension; a build that lost -O3 has four times as many
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How long to measure: rounds, and MiB a transfer, native and emulated."""
+
+    rounds: int
+    native: int
+    emulated: int
+
+
+FULL, QUICK = Pace(5, 256, 32), Pace(3, 128, 16)
+
+
+def main(arguments: list[str]) -> int:
+    """Validate what the command line says; 1 if a wheel is rejected."""
+    parser = argparse.ArgumentParser(prog="python -m wheels.validate", description=__doc__.partition("\n")[0])
+    parser.add_argument("--wheels", type=Path, default=HERE, help="the folder with the wheels (default: wheels/)")
+    parser.add_argument("--report", type=Path, help="the folder for the report (default: wheels/ if the run is full)")
+    parser.add_argument("--quick", action="store_true", help="short measures, one test file, the oldest CPython only")
+    parser.add_argument("--native", action="store_true", help="only the wheels for this machine's own interpreters")
+    parser.add_argument("--only", action="append", choices=[target.platform for target in TARGETS])
+    options = parser.parse_args(arguments)
+    native = places.native()
+    kinds = {(place.machine, place.libc) for place in native}
+    targets = [target for target in TARGETS if not options.only or target.platform in options.only]
+    if options.native:
+        targets = [target for target in targets if (target.machine, target.libc) in kinds]
+    try:
+        report = validate(options.wheels, targets, native, options.quick)
+    except Failed as error:
+        say(f"wheels: {error}")
+        return 1
+    full = targets == list(TARGETS) and not options.quick
+    folder = options.report or (HERE if full else None)
+    if folder:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "VALIDATION.json").write_text(json.dumps(report, indent=2) + "\n")
+        (folder / "VALIDATION.md").write_text(markdown(report))
+    print(markdown(report))
+    return 0 if all(not wheel["reasons"] for wheel in report["wheels"]) else 1
+
+
+def validate(folder: Path, targets: list[Target], native: list[Place], quick: bool) -> dict[str, Any]:
+    """Validate the wheels of `targets` in `folder`. Raises `Failed` where one is not there or tools are missing."""
+    if not targets:
+        raise Failed("no wheel is for this machine's interpreters")
+    started = time.monotonic()
+    wheels = []
+    for target in targets:
+        name = f"fastvsock-{version()}-cp311-abi3-{target.platform}.whl"
+        if not (folder / name).exists():
+            raise Failed(f"{name} is not in {folder}: make wheels")
+        wheels.append(_validate_one(folder / name, target, native, quick))
+    return {
+        "version": version(),
+        "source": digest(),
+        "quick": quick,
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "minutes": round((time.monotonic() - started) / 60, 1),
+        "machine": {
+            "kernel": platform.release(),
+            "processor": _processor(),
+            "cores": os.cpu_count(),
+            "python": platform.python_version(),
+        },
+        "limit": LIMIT,
+        "wheels": wheels,
+    }
+
+
+def _validate_one(wheel: Path, target: Target, native: list[Place], quick: bool) -> dict[str, Any]:
+    say(f"{wheel.name}")
+    audits = {name: _outcome(audit, wheel, target) for name, audit in AUDITS.items()}
+    runs = []
+    try:
+        where = [place for place in native if (place.machine, place.libc) == (target.machine, target.libc)]
+        where = where or [places.foreign(target.machine, target.libc)]
+        for place in where[:1] if quick else where:
+            say(f"  {place.name}")
+            runs.append(_run_in(wheel, target, place, quick))
+    except Failed as error:
+        audits["a place to run it"] = _failed(error)
+    return {
+        "name": wheel.name,
+        "sha256": sha256(wheel),
+        "bytes": wheel.stat().st_size,
+        "audits": audits,
+        "runs": runs,
+        "reasons": reasons(audits, runs),
+    }
+
+
+def reasons(audits: dict[str, str], runs: list[dict[str, Any]]) -> list[str]:
+    """Why a wheel is rejected; an empty list where it is not."""
+    found = [f"{name}: {outcome}" for name, outcome in audits.items() if outcome.startswith("FAILED")]
+    if not runs:
+        found.append("it ran nowhere")
+    for one in runs:
+        found += [f"{one['place']}: {name}: {one[name]}" for name in ("core", "pytest") if "FAILED" in one[name]]
+        if "failure" in one:
+            found.append(f"{one['place']}: {one['failure']}")
+            continue
+        for way, measure in one["ratios"].items():
+            if measure["ratio"] > LIMIT:
+                found.append(f"{one['place']}: {way}, splice takes {measure['ratio']:.2f} of copy's CPU time")
+    return found
+
+
+# What is seen from outside
+
+
+def _tool(*words: str | Path) -> str:
+    """Run one of the audit tools and return what it said. Raises `Failed`."""
+    return run([_tools(), "-m", *words], timeout=300)
+
+
+def _tools() -> Path:
+    return environment("audit", PYTHON)
+
+
+def _outcome(audit: Callable[[Path, Target], str], wheel: Path, target: Target) -> str:
+    return _text(lambda: audit(wheel, target))
+
+
+def _auditwheel(wheel: Path, target: Target) -> str:
+    said = " ".join(_tool("auditwheel", "show", wheel).split())
+    found = re.search(r'is consistent with the following platform tag: "([a-z]+)_(\d+)_(\d+)_(\w+)"', said)
+    family, major, minor = target.tag.split("_")
+    # An older libc than the tag's is enough for it: then the tag promises less than it could.
+    if not found or found.group(1, 4) != (family, target.machine) or _pair(found) > (int(major), int(minor)):
+        raise Failed(f"the platform tag {target.platform} is not true; auditwheel says: {said}")
+    return f"true: {'_'.join(found.groups())}"
+
+
+def _pair(found: "re.Match[str]") -> tuple[int, int]:
+    return int(found[2]), int(found[3])
+
+
+def _abi3audit(wheel: Path, target: Target) -> str:
+    said = _tool("abi3audit", "--strict", "--report", "--", wheel)
+    found = next(iter(json.loads(said)["specs"].values()))["wheel"][0]["result"]
+    if not found["is_abi3"] or found["non_abi3_symbols"] or found["future_abi3_objects"]:
+        raise Failed(said)
+    return f"abi3 of {found['baseline']}, computed {found['computed']}"
+
+
+def _check_wheel_contents(wheel: Path, target: Target) -> str:
+    _tool("check_wheel_contents", wheel)
+    return "OK"
+
+
+def _twine(wheel: Path, target: Target) -> str:
+    _tool("twine", "--no-color", "check", "--strict", wheel)
+    return "PASSED"
+
+
+def contents(wheel: Path, target: Target | None = None) -> str:
+    """Compare what is in a wheel with the source, byte for byte. Raises `Failed`."""
+    info = "-".join(wheel.name.split("-")[:2]) + ".dist-info"
+    package = [path for path in sources() if path.parts[0] == "src" and path.suffix not in (".pyx", ".pxd")]
+    wanted = {path.relative_to("src").as_posix(): ROOT / path for path in package}
+    with zipfile.ZipFile(wheel) as archive:
+        names = [name for name in archive.namelist() if not name.startswith(f"{info}/")]
+        extension = "fastvsock/engines/_splice.abi3.so"
+        if sorted(names) != sorted([*wanted, extension]):
+            raise Failed(f"has other files than the source: {sorted(set(names) ^ {*wanted, extension})}")
+        different = [name for name, path in wanted.items() if archive.read(name) != path.read_bytes()]
+        if different:
+            raise Failed(f"differs from the source: {', '.join(different)}")
+        if archive.read(f"{info}/licenses/LICENSE") != (ROOT / "LICENSE").read_bytes():
+            raise Failed("has another LICENSE")
+        scripts = archive.read(f"{info}/entry_points.txt").decode()
+        if not all(script in scripts.splitlines() for script in SCRIPTS):
+            raise Failed(f"has other commands: {scripts}")
+        size = archive.getinfo(extension).file_size
+        if size > LARGEST:
+            raise Failed(f"has an extension of {size} bytes, as one that was built without -O3")
+    return f"{len(wanted)} files as in the source, an extension of {size // 1024} KiB"
+
+
+AUDITS: dict[str, Callable[[Path, Target], str]] = {
+    "auditwheel": _auditwheel,
+    "abi3audit": _abi3audit,
+    "check-wheel-contents": _check_wheel_contents,
+    "twine check": _twine,
+    "contents": contents,
+}
+
+
+# What is seen when it runs
+
+
+class Room:
+    """A fresh environment in a place, with one wheel in it and nothing else."""
+
+    def __init__(self, wheel: Path, target: Target, place: Place, folder: Path) -> None:
+        self.place, self.folder = place, folder
+        self._installed = folder / "environment"
+        self.env = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "FASTVSOCK"))}
+        install: list[str | Path] = [_tools(), "-m", "pip", "--quiet", "--disable-pip-version-check"]
+        if place.complete:
+            run([place.python, "-m", "venv", "--without-pip", self._installed])
+            self.python = str(self._installed / "bin" / "python")
+            self._pip = [*install, "--python", self.python, "install"]
+            run([*self._pip, "--no-index", "--no-deps", wheel], timeout=300)
+            return
+        # A Python without zlib, or emulated, unpacks no wheel; pip does it for that platform, and looks at its tag.
+        self.python = place.python
+        self.env["PYTHONPATH"] = str(self._installed)
+        tags = ["--platform", target.platform, "--implementation", "cp", "--abi", "abi3", "--python-version", "311"]
+        run([*install, "install", "--target", self._installed, *tags, "--no-index", "--no-deps", wheel], timeout=300)
+
+    def add_tools(self) -> None:
+        """pytest and pyperf, or pyperf alone where only pure Python can be added."""
+        if self.place.complete:
+            run([*self._pip, "--require-hashes", "--only-binary=:all:", "-r", HERE / "run.txt"], timeout=600)
+            return
+        tools = environment("run", PYTHON)
+        found = run([tools, "-c", "import os, pyperf; print(os.path.dirname(pyperf.__file__))"]).strip()
+        shutil.copytree(found, self._installed / "pyperf")
+
+    def core(self) -> str:
+        """The core check, beside which nothing else lies."""
+        script = shutil.copy(HERE / "core_check.py", self.folder)
+        command = [self.python, script, "--python", self.python]
+        facts = json.loads(run(command, env=self.env, cwd=self.folder, timeout=900, fine=(0, 1)))
+        if facts["failures"]:
+            told = (f"{name}: {trace.strip().splitlines()[-1]}" for name, trace in facts["failures"].items())
+            raise Failed("; ".join(told))
+        if not facts["package"].startswith(str(self._installed)) or facts["version"] != version():
+            raise Failed(f"it was not the wheel that ran, but {facts['package']} {facts['version']}")
+        return f"{len(facts['checks'])} checks"
+
+    def commands(self) -> None:
+        """The wheel's commands start."""
+        for name in ("fastvsock", "runcvm-vsock-connect"):
+            command = [self._installed / "bin" / name] if self.place.complete else [self.python, self._script(name)]
+            said = run([*command, "--version"], env=self.env, timeout=120)
+            if said.strip() != f"{name} {version()}":
+                raise Failed(f"{name} --version says {said!r}")
+
+    def _script(self, name: str) -> Path:
+        return self._installed / "bin" / name
+
+    def pytest(self, quick: bool) -> str:
+        """The behaviour tests against the installed wheel, away from the source."""
+        if not self.place.complete:
+            return "not here: the core check stands in"
+        if not shutil.which("cc"):
+            return "not here: no C compiler for the guest's services"
+        shutil.copytree(ROOT / "tests", self.folder / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "pyproject.toml", self.folder)
+        tests = TESTS[:1] if quick else TESTS
+        words = [self.python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
+        lines = run(words, env=self.env, cwd=self.folder, timeout=1800, fine=(0, 1)).strip().splitlines()
+        total = lines[-1].strip("= ").partition(" in ")[0]
+        failed = [line for line in lines if line.startswith(("FAILED ", "ERROR "))]
+        if failed or " passed" not in total:
+            raise Failed("; ".join([total, *failed]))
+        return total
+
+    def measure(self, pace: Pace) -> dict[str, Any]:
+        """CPU seconds a GiB of each engine and way, and the ratios within each round."""
+        script = shutil.copy(HERE / "throughput.py", self.folder)
+        mebibytes = pace.emulated if self.place.emulated else pace.native
+        words = [self.python, script, "--quiet", f"--python={self.python}", "--inherit-environ=PYTHONPATH"]
+        rounds = []
+        for number in range(pace.rounds):
+            result = self.folder / f"round-{number}.json"
+            order = ["--reverse"] if number % 2 else []
+            run([*words, *order, f"--mebibytes={mebibytes}", "-o", result], env=self.env, cwd=self.folder, timeout=900)
+            rounds.append(_medians(result))
+        return {way: _compare(rounds, way) for way in ("up", "down")}
+
+
+def _run_in(wheel: Path, target: Target, place: Place, quick: bool) -> dict[str, Any]:
+    """What came of one wheel in one place. A step that fails keeps no other from being tried."""
+    outcome: dict[str, Any] = {"place": place.name, "emulated": place.emulated, "core": "not run", "pytest": "not run"}
+    with tempfile.TemporaryDirectory(prefix="room-", dir=cache()) as folder:
+        try:
+            room = Room(wheel, target, place, Path(folder))
+            room.commands()
+            outcome["core"] = _text(room.core)
+            room.add_tools()
+            outcome["pytest"] = _text(lambda: room.pytest(quick))
+            outcome["ratios"] = room.measure(QUICK if quick else FULL)
+        except Failed as error:
+            outcome["failure"] = _failed(error)
+    return outcome
+
+
+def _text(step: Callable[[], str]) -> str:
+    try:
+        return step()
+    except Failed as error:
+        return _failed(error)
+
+
+def _failed(error: Failed) -> str:
+    """What a report says of a failure, without the paths of the machine that it happened on."""
+    return f"FAILED: {error}".replace(str(cache()), "CACHE").replace(str(ROOT), "ROOT")
+
+
+def _medians(result: Path) -> dict[str, float]:
+    """The median of each benchmark in a file of pyperf's."""
+    return {
+        one["metadata"]["name"]: statistics.median(value for part in one["runs"] for value in part.get("values", ()))
+        for one in json.loads(result.read_text())["benchmarks"]
+    }
+
+
+def _compare(rounds: list[dict[str, float]], way: str) -> dict[str, float]:
+    ratios = [one[f"{way}, splice"] / one[f"{way}, copy"] for one in rounds]
+    return {
+        "ratio": round(statistics.median(ratios), 3),
+        "least": round(min(ratios), 3),
+        "most": round(max(ratios), 3),
+        "splice": round(statistics.median(one[f"{way}, splice"] for one in rounds), 4),
+        "copy": round(statistics.median(one[f"{way}, copy"] for one in rounds), 4),
+    }
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(": ")[2]
+    return platform.machine()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
