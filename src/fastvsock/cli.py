@@ -11,6 +11,8 @@ COMMANDS = {
     "connect": "join stdin and stdout to a port inside a microVM",
     "doctor": "look for what goes wrong, and say what to do",
     "emulate": "stand in for a VMM: a hybrid vsock without a VM, for demos and tests",
+    "listen": "take the connections that a guest makes to a port of the host",
+    "proxy": "listen on a port or a Unix socket, and join each connection to a port inside a microVM",
     "runcvm": "install into a RunCVM bundle, check it, or print a Kubernetes manifest",
 }
 

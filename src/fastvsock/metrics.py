@@ -1,0 +1,55 @@
+"""A service's counts for Prometheus, by its own client library: the extra `fastvsock[metrics]`.
+
+The counts are read when somebody asks for them, so a service that nobody asks pays nothing.
+"""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from . import errors
+from .listening import Address
+from .service import Service, say
+
+if TYPE_CHECKING:
+    from prometheus_client.core import Metric
+
+
+class Collector:
+    """What prometheus_client asks for the metrics of `service`."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def collect(self) -> "Iterator[Metric]":
+        """The metrics as they are now."""
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+        service = self._service
+        yield GaugeMetricFamily("fastvsock_connections_open", "Connections open now", len(service.open))
+        yield GaugeMetricFamily("fastvsock_connections_limit", "Connections at once, at most", service.limit)
+        yield CounterMetricFamily("fastvsock_connections", "Connections taken", service.taken)
+        yield CounterMetricFamily("fastvsock_connections_failed", "Connections that ended in a failure", service.failed)
+        yield CounterMetricFamily("fastvsock_connections_refused", "Connections turned away", service.refused)
+        moved = CounterMetricFamily("fastvsock_bytes", "Bytes moved: up from host to guest", labels=["direction"])
+        for direction, count in zip(("up", "down"), service.moved, strict=True):
+            moved.add_metric([direction], count)
+        yield moved
+
+
+def serve_metrics(address: Address, service: Service) -> None:
+    """Serve the metrics of `service` on http://`address`/metrics, in a thread. Raises `FastvsockError`."""
+    if address.path:
+        raise errors.UsageError(f"--metrics {address}: give a TCP address, HOST:PORT")
+    try:
+        from prometheus_client import CollectorRegistry, start_http_server
+    except ImportError:
+        raise errors.FastvsockError(
+            "--metrics needs the Prometheus client library, which is not there: pip install 'fastvsock[metrics]'"
+        ) from None
+    registry = CollectorRegistry()
+    registry.register(Collector(service))
+    try:
+        server, _ = start_http_server(address.port, address.host, registry)
+    except OSError as error:
+        raise errors.FastvsockError(f"cannot serve metrics on {address}: {error.strerror or error}") from None
+    say(f"metrics on http://{Address(address.host, server.server_port)}/metrics")

@@ -1,0 +1,221 @@
+"""Relays between connections: a host's clients to the guest's port (`proxy`), the guest's to the host's (`listen`).
+
+A connection has one relay, and so two pumps and two threads. The socket towards the VMM is the relay's socket, with all
+that relaying.py says of its end; the near end is a socket, or a child's stdin and stdout, and one peer holds both its
+ways. That peer may be gone for good with its last words still in our socket, so `PeerRelay` delivers them.
+
+Sockets are closed with care. Closing a TCP socket with unread input sends a reset, and a reset takes away what the peer
+has not read yet (RFC 2525, 2.17); a Unix socket's peer, a VMM perhaps, gets ECONNRESET instead of an end of file. So
+`hang_up` says "that was all" with a half-close, and reads on until the peer closes as well, or has got everything and
+been silent for a while.
+
+TCP does not tell a half-close from a close. A client that closed without having sent a byte, as a health check does,
+would be taken for one that only receives, and its relay would wait for the guest; so there the kernel is asked.
+"""
+
+import errno
+import os
+import select
+import signal
+import socket
+import termios
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from functools import partial
+from time import monotonic
+
+from . import errors, handshake
+from .children import spawn
+from .engines import EOF, TARGET
+from .peer import is_closed
+from .relaying import GONE, NEVER, Relay, RelayResult
+from .service import Connection, queued
+
+SILENCE, FAREWELL = 5.0, 30.0  # seconds without and with a word from a peer, which has got everything: as nginx's
+PIECE = 1 << 16
+
+
+@dataclass(frozen=True)
+class Terms:
+    """How connections are made and relayed. Times are in seconds."""
+
+    timeout: float = 10.0
+    wait: float = 0.0
+    linger: float | None = None
+    engine: str | None = None
+
+
+class PeerRelay(Relay):
+    """A relay whose near end is one peer: where it reads no more, what it has said is still delivered.
+
+    From then on, what the guest sends is dropped, which keeps its end in sight. The relay ends when the peer's last
+    byte is handed over, or with the guest.
+    """
+
+    _deaf = False
+    _silent = False
+    near: socket.socket | None = None  # the near end, where it is a socket
+
+    def _run_down(self) -> None:
+        try:
+            self._down_end = self._down.run()
+            if self._down_end[0] == TARGET and self._down_end[1] in GONE:
+                self._deaf = True
+                if not self._silent:
+                    self._drop()
+        except BaseException as failure:
+            self._down_failure = failure
+        finally:
+            self._wake()
+            self._down_running.release()
+
+    def _drop(self) -> None:
+        poll = select.poll()
+        poll.register(self._sock.fileno(), select.POLLIN)
+        poll.register(self._down_woken, select.POLLIN)
+        while not any(fd == self._down_woken for fd, _ in poll.poll()):
+            try:
+                if not self._sock.recv(PIECE):
+                    return
+            except BlockingIOError:
+                continue
+            except OSError:
+                return
+
+    def _patience(self, end: int) -> float:
+        patience = super()._patience(end)
+        if patience == NEVER and end == EOF and self.near is not None and is_closed(self.near):
+            self._deaf = True
+        return patience
+
+    def _await_down(self, linger: float) -> None:
+        self._silent = True
+        if not self._deaf:
+            super()._await_down(linger)
+
+
+def hang_up(near: socket.socket) -> None:
+    """Close a connection so that its peer can read all that was sent to it, and then the end of file."""
+    try:
+        near.shutdown(socket.SHUT_WR)
+        near.settimeout(SILENCE)
+        since = monotonic()
+        while monotonic() < since + FAREWELL or queued(near, termios.TIOCOUTQ):
+            try:
+                if not near.recv(PIECE):
+                    return
+            except TimeoutError:
+                if not queued(near, termios.TIOCOUTQ):
+                    return
+    except OSError:
+        pass  # a peer that is gone needs no farewell
+    finally:
+        near.close()
+
+
+def relay_socket(connection: Connection, guest: socket.socket, near: socket.socket, terms: Terms) -> None:
+    """Relay between two connected sockets and close both. Raises `RelayError`."""
+    near.setblocking(False)  # it is ours alone, and what does not block needs no poll(2) before each call
+    with closing(near), closing(guest):
+        relay = PeerRelay(guest, near.fileno(), near.fileno(), linger=terms.linger, engine=terms.engine)
+        relay.near = near
+        result = connection.run(relay, guest, near)
+        if result.ended != "stopped":
+            hang_up(guest)
+            hang_up(near)
+    _check(result)
+
+
+def _check(result: RelayResult) -> None:
+    """Raise what a relay failed with, unless it is that the near end's peer left in a hurry: that is its own affair."""
+    error = result.error
+    if error is not None and not (isinstance(error, errors.StreamError) and error.errno in (*GONE, errno.ETIMEDOUT)):
+        raise error
+
+
+class ToGuest:
+    """Serves `Service`: each connection goes to `port` of the guest behind the Unix socket `uds`."""
+
+    def __init__(self, uds: str, port: int, terms: Terms) -> None:
+        self._uds, self._port, self._terms = uds, port, terms
+
+    def __call__(self, connection: Connection) -> None:
+        try:
+            found = handshake.connect(self._uds, self._port, self._terms.timeout, self._terms.wait)
+        except errors.FastvsockError:
+            hang_up(connection.sock)
+            raise
+        relay_socket(connection, socket.socket(fileno=found.detach()), connection.sock, self._terms)
+
+
+class ToSocket:
+    """Serves `Service`: each of the guest's connections goes to a TCP or Unix socket of the host."""
+
+    def __init__(self, address: tuple[str, int] | str, terms: Terms) -> None:
+        self._address, self._terms = address, terms
+
+    def __call__(self, connection: Connection) -> None:
+        try:
+            near = self._connect()
+        except OSError as error:
+            where = self._address if isinstance(self._address, str) else "{} port {}".format(*self._address)
+            raise errors.FastvsockError(f"cannot connect to {where}: {error.strerror or error}") from None
+        relay_socket(connection, connection.sock, near, self._terms)
+
+    def _connect(self) -> socket.socket:
+        if not isinstance(self._address, str):
+            near = socket.create_connection(self._address, self._terms.timeout)
+            near.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        else:
+            near = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            near.settimeout(self._terms.timeout)
+            near.connect(self._address)
+        near.settimeout(None)
+        return near
+
+
+class ToCommand:
+    """Serves `Service`: each of the guest's connections gets a child, whose stdin and stdout it is.
+
+    A child may work on after the guest has closed; its connection counts as open until it ends.
+    """
+
+    def __init__(self, words: list[str], terms: Terms, limit: tuple[int, int]) -> None:
+        self._words, self._terms, self._limit = words, terms, limit
+        self.status = 0  # the exit status of the last child that ended
+
+    def __call__(self, connection: Connection) -> None:
+        with ExitStack() as ours:
+            with ExitStack() as theirs:
+                its_in, to_child = _pipe(theirs, ours)
+                from_child, its_out = _pipe(ours, theirs)
+                child = spawn(self._words, stdin=its_in, stdout=its_out, limit=self._limit)
+            connection.on_cut = partial(child.send, signal.SIGTERM)
+            relay = PeerRelay(
+                connection.sock, from_child, to_child, linger=self._terms.linger, engine=self._terms.engine
+            )
+            result = connection.run(relay, connection.sock)
+        if result.ended != "stopped":
+            hang_up(connection.sock)
+        self.status = child.wait()
+        _check(result)
+
+
+def _pipe(reader: ExitStack, writer: ExitStack) -> tuple[int, int]:
+    """A pipe, whose ends are closed with those two."""
+    ends = os.pipe2(os.O_CLOEXEC)
+    for fd, closing_it in zip(ends, (reader, writer), strict=True):
+        closing_it.callback(os.close, fd)
+    return ends
+
+
+class ToStdio:
+    """Serves `Service`: one connection of the guest's is this process' stdin and stdout, as `fastvsock connect`'s."""
+
+    def __init__(self, terms: Terms) -> None:
+        self._terms = terms
+
+    def __call__(self, connection: Connection) -> None:
+        result = connection.run(Relay(connection.sock, 0, 1, linger=self._terms.linger, engine=self._terms.engine))
+        if result.error is not None:
+            raise result.error
