@@ -168,7 +168,7 @@ def _echo(
         near, far = source(tmp_path, True), target(tmp_path, False)
         stack.callback(near.close)
         stack.callback(far.close)
-        arguments = command("--linger", endpoint.linger, endpoint.uds, str(ECHO), engine=engine)
+        arguments = command("--linger", "0.5", endpoint.uds, str(ECHO), engine=engine)
         with started(arguments, stdin=near.theirs, stdout=far.theirs) as child:
             near.feed()
             far.collect()

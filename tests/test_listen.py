@@ -115,6 +115,15 @@ def test_a_childs_last_words_reach_the_guest(tmp_path: Path, engine: str) -> Non
         assert len(receive(guest)) == size
 
 
+def test_what_a_child_did_not_read_is_no_error_for_the_guest(tmp_path: Path, engine: str) -> None:
+    uds = str(tmp_path / "v.sock")
+    with serving("listen", uds, str(PORT), "--", "sh", "-c", "exec 0<&-; printf x", engine=engine) as service:
+        for _ in range(50):
+            with connect(service.address) as guest:
+                guest.sendall(b"what nobody reads")
+                assert receive(guest) == b"x"  # and no ECONNRESET, as after a close with unread input
+
+
 def test_a_child_is_told_when_the_guest_closes(tmp_path: Path, engine: str) -> None:
     uds = str(tmp_path / "v.sock")
     script = f"cat >/dev/null; echo ended >{tmp_path}/ended"

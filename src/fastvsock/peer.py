@@ -89,9 +89,8 @@ def _children(pid: int) -> list[int]:
     try:
         lists = [(task / "children").read_text() for task in Path(f"/proc/{pid}/task").iterdir()]
         return [int(child) for text in lists for child in text.split()]
-    except ProcessLookupError:
-        return []
-    except FileNotFoundError:  # the process has ended, or the kernel was built without CONFIG_PROC_CHILDREN
+    except (FileNotFoundError, ProcessLookupError):
+        # A thread has ended meanwhile, or the process, or the kernel was built without CONFIG_PROC_CHILDREN.
         return [child for child in _processes() if _parent(child) == pid] if os.path.exists(f"/proc/{pid}") else []
 
 
