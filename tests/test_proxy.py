@@ -631,15 +631,16 @@ def test_when_the_grace_is_over_open_relays_are_ended(far_end: FarEnd) -> None:
 
 
 def test_the_command_gets_the_address_and_its_exit_status_is_the_proxys(far_end: FarEnd) -> None:
-    script = 'echo "$1 $2 $FASTVSOCK_PORT $FASTVSOCK_HOST {x}"; exit 7'
-    done = run_proxy(far_end.uds, "7", "--", "sh", "-c", script, "sh", "<{port}>", "{host}")
+    script = 'echo "$1 $2 $FASTVSOCK_PORT $FASTVSOCK_HOST {port}"; exit 7'
+    done = run_proxy(far_end.uds, "7", "--", "sh", "-c", script, "sh", "root@{host}:{port}", "{x}")
     assert (done.returncode, done.stderr) == (7, b"")
-    assert re.fullmatch(rb"<(\d+)> 127\.0\.0\.1 \1 127\.0\.0\.1 \{x\}\n", done.stdout)
+    # A word with blanks is a command for the guest, perhaps, and its braces are its own.
+    assert re.fullmatch(rb"root@127\.0\.0\.1:(\d+) \{x\} \1 127\.0\.0\.1 \{port\}\n", done.stdout)
 
 
 def test_the_command_gets_the_path_of_a_unix_socket(far_end: FarEnd, tmp_path: Path) -> None:
     path = tmp_path / "listen"
-    done = run_proxy("--listen", f"unix:{path}", far_end.uds, "7", "--", "sh", "-c", "echo {uds} $FASTVSOCK_UDS")
+    done = run_proxy("--listen", f"unix:{path}", far_end.uds, "7", "--", "sh", "-c", "echo $0 $FASTVSOCK_UDS", "{uds}")
     assert done.stdout == f"{path} {path}\n".encode()
     assert not path.exists()
 

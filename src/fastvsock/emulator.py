@@ -400,6 +400,8 @@ class _Connection:
         self._silent = True
         if self._down and not self._blocked:
             self._flush()
+        if self._done:
+            return
         if _hung_up(self._guest):
             self.expires = monotonic() + CLOSE_DEADLINE  # not after a half-close, where connection.rs sets none
             self._guest_closed()
