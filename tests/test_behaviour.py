@@ -76,6 +76,14 @@ def test_d3_a_slow_reader_in_the_guest_is_no_silence(endpoint: Endpoint, engine:
     assert (done.returncode, done.stdout) == (0, summary(payload))
 
 
+def test_d3_a_guest_that_stands_still_before_it_reads_is_no_silence(endpoint: Endpoint, engine: str) -> None:
+    # Most of it still waits in the host's socket when the linger has passed.
+    payload = pattern(3_000_000)
+    request = b"sleep 2 sink %d\n" % len(payload)
+    done = run("--linger", "0.4", endpoint.uds, str(COMMAND), engine=engine, input=request + payload)
+    assert (done.returncode, done.stdout) == (0, summary(payload))
+
+
 def test_d4_a_port_that_is_none_is_told_in_a_sentence(endpoint: Endpoint) -> None:
     done = run(endpoint.uds, "ssh")
     assert done.stderr.decode() == "fastvsock: 'ssh' is no guest port: give a number from 0 to 4294967295\n"

@@ -140,6 +140,23 @@ def test_a_busy_pump_is_stopped_without_ever_waiting(twin: ModuleType, wake: Pai
         assert results() == (STOPPED, 0)
 
 
+def test_a_wake_up_does_not_make_a_full_target_look_writable(pipe: Pair, wake: Pair) -> None:
+    ours, theirs = _blocking("unix socket")
+    os.set_blocking(theirs, False)
+    try:
+        while True:
+            os.write(theirs, bytes(1 << 16))
+    except BlockingIOError:
+        os.set_blocking(theirs, True)
+    try:
+        pump = _copy.Pump(pipe.out, theirs, wake.out)
+        os.write(wake.into, b"\0")
+        assert not pump._can_write()
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+
 @pytest.mark.parametrize("blocking", ["pipe", "unix socket", "tcp socket"])
 def test_a_target_that_may_block_is_never_blocked_in(twin: ModuleType, pipe: Pair, wake: Pair, blocking: str) -> None:
     ours, theirs = _blocking(blocking)

@@ -106,7 +106,7 @@ class Relay:
         self._down_running = _thread.allocate_lock()
         self._down_end: tuple[int, int] = STOPPED, 0
         self._down_failure: BaseException | None = None
-        self._seen: tuple[int, int, int] = 0, 0, 0
+        self._seen = 0, 0
 
     @property
     def sent(self) -> int:
@@ -149,10 +149,11 @@ class Relay:
 
     def close(self) -> None:
         """Close the relay's own descriptors, not those that it was given. Also done when the last reference goes."""
-        for number in (self._woken, self._wakeup, self._down_woken):
+        numbers = self._woken, self._wakeup, self._down_woken
+        self._woken = self._wakeup = self._down_woken = -1
+        for number in numbers:
             if number >= 0:
                 os.close(number)
-        self._woken = self._wakeup = self._down_woken = -1
 
     __del__ = close
 
@@ -194,10 +195,14 @@ class Relay:
                 since = monotonic()
 
     def _has_moved(self) -> bool:
-        """Whether anything has moved since the last look, or waits for the near end's reader: that is no silence."""
+        """Whether anything has moved since the last look, or waits in the socket's queues: that is no silence.
+
+        What waits there for the near end's reader, the guest has sent. What waits for the guest, it has yet to read,
+        and could not see a half-close before.
+        """
         unread, unsent = queues(self._sock.fileno(), self._engine)
-        before, self._seen = self._seen, (self.sent, self.received, unsent)
-        return unread > 0 or before != self._seen
+        before, self._seen = self._seen, (self.sent, self.received)
+        return unread > 0 or unsent > 0 or before != self._seen
 
     def _half_close(self) -> None:
         try:

@@ -117,7 +117,7 @@ class Pump:
         return end
 
     def _can_write(self) -> bool:
-        return bool(self._poll(False, True, 0))
+        return self._target in self._poll(False, True, 0)
 
     def _wait(self, source: bool, target: bool) -> tuple[int, int] | None:
         """Until one of the ends asked for is ready."""
