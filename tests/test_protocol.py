@@ -7,7 +7,7 @@ themselves, against Firecracker. Where the two differ, the emulator is wrong.
 import contextlib
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -125,23 +125,32 @@ def without_a_half_close(endpoint: Endpoint) -> object:
         return rest(host) == pattern(100_000)
 
 
-def sent_before_a_half_close(endpoint: Endpoint) -> object:
-    """Whether the guest still reads what was sent before: it tells the host by a connection of its own."""
-    path = Path(f"{endpoint.uds}_5557")
+@contextlib.contextmanager
+def called(endpoint: Endpoint, port: int) -> Iterator[Callable[[], bytes]]:
+    """Listen where the guest's connections to `port` arrive; the function takes one and reads it to its end."""
+    path = Path(f"{endpoint.uds}_{port}")
     path.unlink(missing_ok=True)
+
+    def take() -> bytes:
+        connection, _ = listener.accept()
+        with connection:
+            connection.settimeout(HANG)
+            return rest(connection)
+
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         listener.settimeout(HANG)
         listener.listen()
-        with shaken(endpoint.uds, COMMAND) as host:
-            host.sendall(b"back 5557 10\n")
-            host.shutdown(socket.SHUT_WR)
-            connection, _ = listener.accept()
-            with connection:
-                connection.settimeout(HANG)
-                told = rest(connection)
+        yield take
     path.unlink()
-    return told == pattern(10)
+
+
+def sent_before_a_half_close(endpoint: Endpoint) -> object:
+    """Whether the guest still reads what was sent before: it tells the host by a connection of its own."""
+    with called(endpoint, 5557) as take, shaken(endpoint.uds, COMMAND) as host:
+        host.sendall(b"back 5557 10\n")
+        host.shutdown(socket.SHUT_WR)
+        return take() == pattern(10)
 
 
 def a_half_close_of_the_guest(endpoint: Endpoint) -> object:
@@ -192,20 +201,8 @@ def the_tail(size: int, *, visitor: bool) -> Callable[[Endpoint], object]:
 
 def a_guest_that_calls(endpoint: Endpoint) -> object:
     """Bytes of a connection that the guest begins: no preamble before them."""
-    path = Path(f"{endpoint.uds}_5558")
-    path.unlink(missing_ok=True)
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(path))
-        listener.settimeout(HANG)
-        listener.listen()
-        with shaken(endpoint.uds, COMMAND, b"back 5558 70000\n") as host:
-            connection, _ = listener.accept()
-            with connection:
-                connection.settimeout(HANG)
-                told = rest(connection)
-            answer = rest(host)
-    path.unlink()
-    return told == pattern(70_000), answer
+    with called(endpoint, 5558) as take, shaken(endpoint.uds, COMMAND, b"back 5558 70000\n") as host:
+        return take() == pattern(70_000), rest(host)
 
 
 def a_guest_that_calls_nobody(endpoint: Endpoint) -> object:
