@@ -50,6 +50,10 @@ class Guest:
         """By dbclient's -J."""
         return self.dbclient("-J", transport(self.uds, DROPBEAR, engine))
 
+    def direct(self) -> list[str]:
+        """By the connection itself, which dbclient finds as its descriptor 3."""
+        return [*command(self.uds, str(DROPBEAR)), "--", *self.dbclient("-J", "&3")]
+
     def proxied(self, engine: str) -> list[str]:
         """By a proxy of its own."""
         proxy = [sys.executable, "-m", "fastvsock", "proxy", "--engine", engine, self.uds, str(DROPBEAR), "--"]

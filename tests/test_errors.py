@@ -431,7 +431,7 @@ def test_only_debugging_shows_a_traceback(error: str, debug: bool) -> None:
         ([], "UDS and PORT are needed, not 0 arguments"),
         (["v.sock"], "UDS and PORT are needed, not 1 argument"),
         (["v.sock", "1", "2"], "UDS and PORT are needed, not 3 arguments"),
-        (["v.sock", "1", "--", "--stats"], "UDS and PORT are needed, not 3 arguments"),
+        (["--", "v.sock", "1", "--stats"], "UDS and PORT are needed, not 3 arguments"),
         (["--fast", "v.sock", "1"], "unknown option --fast"),
         (["-v", "v.sock", "1"], "unknown option -v"),
         (["--stats=yes", "v.sock", "1"], "unknown option --stats=yes"),

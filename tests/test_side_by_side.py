@@ -1,7 +1,8 @@
 """The regression that this program was asked for to end: `kubectl exec` and `kubectl cp` broke each other.
 
-20 execs and 20 copies go through one VM at once. Each says that it is there and then waits for a file in the guest,
-which is made only when all forty have said so: if one of them had to wait for another to end, none would ever go on.
+20 execs and 20 copies go through one VM at once. Each says that it is there and then waits to open a FIFO in the guest,
+which gets a writer only when all forty have said so: if one of them had to wait for another to end, none would ever go
+on. (A FIFO, since forty shells that look for a file ten times a second are all that an emulated guest can do.)
 
 The last test goes the old scripts' way, one socat on a global port for all, without `fork`: it cannot come through.
 """
@@ -17,6 +18,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -29,6 +31,7 @@ REAL_UDS = os.environ.get("FASTVSOCK_TEST_UDS")
 REAL_KEY = os.environ.get("FASTVSOCK_TEST_KEY")
 EACH = 20
 SIZE = 30_000 if REAL_UDS else 1_000_000
+AT_LOGIN = 4 if REAL_UDS else 2 * EACH  # dropbear, where it listens itself, turns away a fifth that has yet to log in
 PATIENCE = 5 * HANG if REAL_UDS else HANG  # inside the harness everything is emulated, and a session takes seconds
 HERE = b"here\n"
 
@@ -57,10 +60,12 @@ class Session:
         told = f"{script}; status=$?; echo status $status; exit $status"
         self._words, self._stdin, self._status, self._expected = [*way, told], stdin, status, expected
 
-    def run(self, arrived: list[object]) -> str:
+    def run(self, entrance: threading.Semaphore, arrived: list[object]) -> str:
         """What went wrong; nothing where it came through, right to the byte."""
-        with started(self._words) as client:
-            said = self._until_here(client)
+        with ExitStack() as running:
+            with entrance:
+                client = running.enter_context(started(self._words))
+                said = self._until_here(client)
             if not said.endswith(HERE):
                 return f"never got there: {said!r}"
             arrived.append(self)
@@ -112,7 +117,7 @@ def _status(client: Child) -> int | None:
 
 def sessions(way: Way, folder: str) -> list[Session]:
     """20 execs, 10 copies in and 10 out, each with data of its own."""
-    wait = f"echo here >&2; until [ -e {folder}/go ]; do sleep 0.1; done; "
+    wait = f"echo here >&2; : <{folder}/go; "
     found = []
     for number in range(EACH):
         typed, status = b"typed %d\n" % number, number + 1
@@ -151,21 +156,33 @@ def in_guest(way: Way, script: str, stdin: bytes = b"") -> None:
     assert done.returncode == 0, done.stderr.decode()
 
 
+@contextmanager
+def let_go(helper: Way, folder: str) -> Iterator[None]:
+    """Have a writer for the FIFO, which lets all go on, for as long as the block takes."""
+    with started([*helper, f"exec 3<>{folder}/go; echo open; cat"], stderr=None) as writer:
+        assert writer.stdout.readline() == b"open\n"
+        yield
+        writer.stdin.close()
+        assert writer.stdout.read() == b""
+
+
 def side_by_side(way: Way, helper: Way) -> tuple[int, list[str]]:
     """Run them all at once; how many were there at the same time, and what went wrong."""
     folder = f"/tmp/fastvsock-{uuid.uuid4().hex}"
-    in_guest(helper, f"mkdir {folder} && cat >{folder}/source", random.Random(-1).randbytes(SIZE))
+    prepare = f"mkdir {folder} && mkfifo {folder}/go && cat >{folder}/source"
+    in_guest(helper, prepare, random.Random(-1).randbytes(SIZE))
     todo = sessions(way, folder)
+    entrance = threading.Semaphore(AT_LOGIN)
     arrived: list[object] = []
     try:
         with ThreadPoolExecutor(len(todo)) as pool:
-            running = [pool.submit(session.run, arrived) for session in todo]
+            running = [pool.submit(session.run, entrance, arrived) for session in todo]
             deadline = time.monotonic() + PATIENCE
             while len(arrived) + sum(one.done() for one in running) < len(todo) and time.monotonic() < deadline:
                 time.sleep(0.05)
             together = len(arrived)
-            in_guest(helper, f"touch {folder}/go")
-            return together, [problem for one in running if (problem := one.result())]
+            with let_go(helper, folder):
+                return together, [problem for one in running if (problem := one.result())]
     finally:
         in_guest(helper, f"rm -rf {folder}")
 

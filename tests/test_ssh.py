@@ -26,9 +26,14 @@ def guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guest]:
         yield guest
 
 
-@pytest.fixture(params=["ProxyCommand", "ProxyCommand to dropbear", "fdpass", "dbclient -J", "dbclient by proxy"])
+WAYS = ["ProxyCommand", "ProxyCommand to dropbear", "fdpass", "dbclient -J", "dbclient on descriptor 3"]
+
+
+@pytest.fixture(params=[*WAYS, "dbclient by proxy"])
 def way(request: pytest.FixtureRequest, guest: Guest, engine: str) -> Way:
     """Each client with each transport; for fdpass it makes no difference which engine is not used."""
+    if request.param == "dbclient on descriptor 3":
+        return guest.direct()
     if request.param == "dbclient -J":
         return guest.jump(engine)
     if request.param == "dbclient by proxy":
@@ -77,6 +82,11 @@ def test_with_fdpass_no_forwarder_is_left_in_the_path(guest: Guest) -> None:
     need("ssh", "sshd")
     assert forwarders_while_a_session_runs(guest.ssh(*FDPASS, connect=("--fdpass",)), guest) == 0
     assert forwarders_while_a_session_runs(guest.ssh(), guest) == 1, "the look would find one"
+
+
+def test_with_descriptor_3_no_forwarder_is_left_in_the_path(guest: Guest) -> None:
+    assert forwarders_while_a_session_runs(guest.direct(), guest) == 0
+    assert forwarders_while_a_session_runs(guest.jump("auto"), guest) == 1, "the look would find one"
 
 
 def forwarders_while_a_session_runs(way: Way, guest: Guest) -> int:

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .api import open_connection as open_connection
     from .api import relay as relay
     from .errors import BadReplyError as BadReplyError
+    from .errors import CommandError as CommandError
     from .errors import ConnectError as ConnectError
     from .errors import ConnectionBrokenError as ConnectionBrokenError
     from .errors import EngineError as EngineError
@@ -33,6 +34,7 @@ __version__ = "0.1.0"
 _HOME = {"connect": "api", "open_connection": "api", "relay": "api", "RelayResult": "relaying"}
 _ERRORS = (
     "BadReplyError",
+    "CommandError",
     "ConnectError",
     "ConnectionBrokenError",
     "EngineError",

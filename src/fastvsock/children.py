@@ -8,7 +8,6 @@ A child starts as if nobody had blocked or ignored anything, and with the limit 
 started with: posix_spawn(3) is what can do the former without running Python between fork and exec.
 """
 
-import errno
 import os
 import resource
 import signal
@@ -20,7 +19,6 @@ from . import errors
 SI_KERNEL = 0x80  # include/uapi/asm-generic/siginfo.h
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 PASSED_ON = (*ENDING, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH, signal.SIGCONT)
-NOT_FOUND, NOT_EXECUTABLE = 127, 126  # as shells have it: POSIX, 2.8.2 Exit Status for Commands
 IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
 
 Signal = tuple[int, bool]  # its number, and whether the foreground process group has got it as well
@@ -94,7 +92,7 @@ def spawn(
     limit: tuple[int, int],
     environment: Mapping[str, str] = os.environ,
 ) -> Child:
-    """Start the command `words`. `limit` is RLIMIT_NOFILE for it. Raises `FastvsockError`."""
+    """Start the command `words`. `limit` is RLIMIT_NOFILE for it. Raises `CommandError`."""
     try:
         pid = os.posix_spawnp(
             words[0],
@@ -105,9 +103,7 @@ def spawn(
             setsigdef=IGNORED_BY_PYTHON,
         )
     except OSError as error:
-        failure = errors.FastvsockError(f"cannot run {words[0]}: {error.strerror or error}")
-        failure.exit_code = NOT_FOUND if error.errno == errno.ENOENT else NOT_EXECUTABLE
-        raise failure from None
+        raise errors.CommandError(words[0], error) from None
     try:
         resource.prlimit(pid, resource.RLIMIT_NOFILE, limit)
     except OSError:

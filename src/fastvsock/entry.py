@@ -16,14 +16,18 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import signal as _signal
     from collections.abc import Sequence
+    from typing import NoReturn
 else:
     import _signal  # signal itself imports enum
 
 HELP = """\
-usage: {prog} [options] UDS PORT
+usage: {prog} [options] UDS PORT [-- COMMAND ...]
 
 Join stdin and stdout to a port inside a microVM: UDS is the VMM's vsock Unix
 socket, PORT the guest's AF_VSOCK port, 0 to 4294967295.
+
+With a COMMAND, become that command, which has the connection as its descriptor
+3: no forwarder is left in the path. dbclient takes it so, with -J '&3'.
 
 options:
   --timeout SECONDS  time for connecting and the handshake (default 10)
@@ -43,10 +47,12 @@ options:
   -h, --help         print this help
 
 exit status: 0 the guest closed, or nobody reads stdout any more; 1 a failure,
-told on stderr in one line; 2 wrong usage; 128+n ended by signal n.
+told on stderr in one line; 2 wrong usage; 128+n ended by signal n. With a
+COMMAND its own, or 127 if it is not there and 126 if it cannot be run.
 """
 
 SIGNALS = (_signal.SIGTERM, _signal.SIGINT, _signal.SIGHUP)
+COMMANDS_FD = 3  # the first that is nobody's by custom
 
 
 class Options:
@@ -60,6 +66,7 @@ class Options:
     engine: "str | None" = None
     stats = False
     fdpass = False
+    command: "list[str] | None" = None
 
 
 class Ending:
@@ -92,7 +99,7 @@ def run(arguments: "Sequence[str]", prog: str) -> int:
         options = parse(arguments, prog)
         return 0 if options is None else _connect(options)
     except errors.UsageError as error:
-        _say(f"{error}\nusage: {prog} [options] UDS PORT ({prog} --help tells more)")
+        _say(f"{error}\nusage: {prog} [options] UDS PORT [-- COMMAND ...] ({prog} --help tells more)")
         return error.exit_code
     except errors.FastvsockError as error:
         _say(str(error))
@@ -110,13 +117,16 @@ def parse(arguments: "Sequence[str]", prog: str) -> "Options | None":
     """The options of a command line; None where help or version were printed. Raises `UsageError` and `PortError`."""
     options = Options()
     words: list[str] = []
+    options_over = False
     rest = iter(arguments)
     for word in rest:
         name, equals, value = word.partition("=")
-        if word == "--":
-            words += rest
-        elif not word.startswith("-") or word[1:2].isdigit():  # -1 is no port, but no option either
+        if word == "--" and len(words) == 2:
+            options.command = _command(list(rest), options)
+        elif options_over or not word.startswith("-") or word[1:2].isdigit():  # -1 is no port, but no option either
             words.append(word)
+        elif word == "--":
+            options_over = True
         elif word in ("-h", "--help"):
             print(HELP.format(prog=prog), end="")
             return None
@@ -133,6 +143,14 @@ def parse(arguments: "Sequence[str]", prog: str) -> "Options | None":
         raise errors.UsageError(f"UDS and PORT are needed, not {len(words)} argument{'s' * (len(words) != 1)}")
     options.uds, options.port = words[0], handshake.parse_port(words[1])
     return options
+
+
+def _command(words: "list[str]", options: Options) -> "list[str]":
+    if not words:
+        raise errors.UsageError("a command is needed behind the --")
+    if options.fdpass:
+        raise errors.UsageError("--fdpass hands the connection to ssh, and a command takes it: give one of them")
+    return words
 
 
 def _value(name: str, text: "str | None") -> "str | float":
@@ -163,6 +181,8 @@ def _connect(options: Options) -> int:
     sock = handshake.connect(options.uds, options.port, options.timeout, options.wait)
     if options.fdpass:
         return _hand_over(sock)
+    if options.command:
+        _become(options.command, sock)
     relay = Relay(
         sock,
         0,
@@ -195,6 +215,20 @@ def _hand_over(sock: _socket.socket) -> int:
             "with ProxyUseFdpass=yes, where stdout is a Unix socket"
         ) from None
     return 0
+
+
+def _become(command: "list[str]", sock: _socket.socket) -> "NoReturn":
+    """Become `command`, which inherits `sock`. exec(3) itself takes back the signal handlers. Raises `CommandError`."""
+    if sock.fileno() == COMMANDS_FD:
+        os.set_inheritable(COMMANDS_FD, True)
+    else:
+        os.dup2(sock.fileno(), COMMANDS_FD)
+    for number in (_signal.SIGPIPE, _signal.SIGXFSZ):  # Python ignores these
+        _signal.signal(number, _signal.SIG_DFL)
+    try:
+        os.execvp(command[0], command)
+    except OSError as error:
+        raise errors.CommandError(command[0], error) from None
 
 
 def _fill_closed() -> None:

@@ -11,6 +11,8 @@ import errno
 USAGE = 2
 """Exit code for wrong usage, as in the shell's own builtins; every other failure is 1."""
 
+NOT_FOUND, NOT_EXECUTABLE = 127, 126
+
 
 class FastvsockError(Exception):
     """Base of all errors of this package. `exit_code` is what a command ends with."""
@@ -37,6 +39,19 @@ class PortError(FastvsockError, ValueError):
 
 class EngineError(FastvsockError):
     """The engine that was asked for does not exist, or cannot be used here."""
+
+
+class CommandError(FastvsockError, OSError):
+    """A command cannot be run. The exit codes are those of shells: POSIX, 2.8.2 Exit Status for Commands."""
+
+    def __init__(self, name: str, error: OSError) -> None:
+        super().__init__()
+        self.args = (name, error)
+        self.name, self.errno, self.reason = name, error.errno, error.strerror or str(error)
+        self.exit_code = NOT_FOUND if error.errno == errno.ENOENT else NOT_EXECUTABLE
+
+    def __str__(self) -> str:
+        return f"cannot run {self.name}: {self.reason}"
 
 
 class ConnectError(FastvsockError, OSError):
