@@ -23,34 +23,45 @@ def test_an_edited_exec_script_calls_dbclient_with_the_same_words_but_for_the_po
     before = called(bundle, tmp_path / "record")
     assert before[before.index("-p") + 1].isdigit()
     put(bundle / "scripts/runcvm-ctr-exec", end_proxy(exec_script(shape), proxy), 0o755)
-    put(bundle / "scripts/fastvsock", RECORD, 0o755)
+    for name in ("fastvsock", "runcvm-vsock-connect"):
+        put(bundle / "scripts" / name, RECORD, 0o755)
+    (bundle / "usr/bin/socat").unlink()
+    after = called(bundle, tmp_path / "record")
+    port, start = before.index("-p"), after.index("--")
+    assert after[:start] == [*["proxy"] * proxy, "/run/firecracker.vsock", GUEST_PORT.get(shape, "22222")]
+    assert after[start + 1] == f"{bundle}/usr/bin/dbclient"
+    way = ["-p", "{port}"] if proxy else ["-J", "&3"]
+    assert after[start + 2 :] == [*before[:port], *way, *before[port + 2 :]]
+
+
+def test_a_dbclient_that_may_be_a_function_gets_the_transport_as_its_child(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "bundle")
+    before = called(bundle, tmp_path / "record")
+    put(bundle / "scripts/runcvm-ctr-exec", end_proxy(FORK.replace('exec "$DBCLIENT_BIN"', "dbclient", 1)), 0o755)
     (bundle / "usr/bin/socat").unlink()
     after = called(bundle, tmp_path / "record")
     port = before.index("-p")
-    if proxy:
-        start = after.index("--")
-        assert after[:start] == ["proxy", "/run/firecracker.vsock", GUEST_PORT.get(shape, "22222")]
-        assert after[start + 1] == f"{bundle}/usr/bin/dbclient"
-        assert after[start + 2 :] == [*before[: port + 1], "{port}", *before[port + 2 :]]
-        return
-    assert after[:port] == before[:port]
-    assert after[port] == "-J"
+    assert after[: port + 1] == [*before[:port], "-J"]
     assert after[port + 2 :] == before[port + 2 :]
-    words = shell_words(after[port + 1])
-    assert words[-3:] == [
-        f"{bundle}/scripts/runcvm-vsock-connect",
-        "/run/firecracker.vsock",
-        GUEST_PORT.get(shape, "22222"),
-    ]
+    transport = [f"{bundle}/scripts/runcvm-vsock-connect", "/run/firecracker.vsock", "22"]
+    assert shell_words(after[port + 1]) == transport
 
 
-def test_a_path_that_needs_quoting_reaches_the_second_shell_as_one_word(tmp_path: Path) -> None:
+def test_a_path_that_needs_quoting_stays_one_word(tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path / "bundle")
-    odd = FORK.replace('BIN="$RUNCVM_GUEST/scripts/runcvm', 'BIN="/it\'s a \\$place; *"\'"\'"/scripts/runcvm')
+    folder = tmp_path / "it's a $place; *\""
+    folder.mkdir()
+    put(folder / "runcvm-vsock-connect", RECORD, 0o755)
+    odd = FORK.replace('VSOCK_CONNECT_BIN="$RUNCVM_GUEST/scripts/', 'VSOCK_CONNECT_BIN="$PLACE/')
+    assert odd != FORK
     put(bundle / "scripts/runcvm-ctr-exec", end_proxy(odd), 0o755)
-    words = called(bundle, tmp_path / "record")
-    place = "/it's a $place; *\"/scripts/runcvm-vsock-connect"
-    assert shell_words(words[words.index("-J") + 1]) == [place, "/run/firecracker.vsock", "22"]
+    words = called(bundle, tmp_path / "record", PLACE=str(folder))
+    assert words[:3] == ["/run/firecracker.vsock", "22", "--"]
+    function = end_proxy(odd.replace('exec "$DBCLIENT_BIN"', "dbclient", 1))
+    put(bundle / "scripts/runcvm-ctr-exec", function, 0o755)
+    words = called(bundle, tmp_path / "record", PLACE=str(folder))
+    transport = [f"{folder}/runcvm-vsock-connect", "/run/firecracker.vsock", "22"]
+    assert shell_words(words[words.index("-J") + 1]) == transport
 
 
 def shell_words(command: str) -> list[str]:
@@ -96,7 +107,54 @@ UNKNOWN = {
     ),
     "a line that does more": FORK.replace("   sleep 0.1", "   sleep 0.1\n   touch /run/started"),
     "another interpreter": FORK.replace('EXEC:"$', 'EXEC:"python2 $'),
+    **{
+        f"a line that sets more, {number}": FORK.replace("   PROXY_PORT=$(( 30000 + RANDOM % 10000 ))", f"   {line}")
+        for number, line in enumerate(
+            (
+                "PROXY_PORT=$((30000 + RANDOM % 10000)); export FOO=bar",
+                "PROXY_PORT=33333 && export FOO=bar",
+                "PROXY_PORT=33333 KEY=/k",
+                "export PROXY_PORT=33333 KEY=/k",
+                "local PROXY_PORT=33333 KEY=/k",
+                "PROXY_PORT=33333; (cd /; make)",
+                'PROXY_PORT=33333; echo "it\'s"; FOO=bar; echo "that\'s"',
+            )
+        )
+    },
+    **{
+        f"a trap that does more, {number}": FORK.replace("trap 'kill $PROXY_PID 2>/dev/null' EXIT", line)
+        for number, line in enumerate(
+            (
+                "trap 'kill $PROXY_PID; rm -f \"$TMP\"' EXIT",
+                "trap 'kill $PROXY_PID' TERM; FOO=bar; trap 'kill $PROXY_PID' EXIT",
+                "trap 'kill $(cat /run/pid)' EXIT",
+            )
+        )
+    },
+    "a line of the log that does more": FORK.replace("   sleep 0.1", '   sleep 0.1\n   log "on $PROXY_PORT"; FOO=bar'),
+    "the log of the log": FORK.replace("   sleep 0.1", "   sleep 0.1\n   log on >/run/log"),
+    "socat's variable and more": FORK.replace('SOCAT_BIN="socat"\n', 'SOCAT_BIN="socat" FOO=bar\n', 1),
+    "a choice by socat's name": FORK.replace(
+        "   sleep 0.1", '   sleep 0.1\n   if [ "$TRANSPORT" != socat ]; then exit 9; fi'
+    ),
+    "a search for socat that does more": FORK.replace(
+        'SOCAT_BIN="/.runcvm/guest/usr/bin/socat"', 'SOCAT_BIN="/.runcvm/guest/usr/bin/socat"; FOO=bar'
+    ),
+    "a search for socat in one line that does more": FORK.replace(
+        "   sleep 0.1", '   sleep 0.1\n   if [ -z "$SOCAT_BIN" ]; then FOO=bar; SOCAT_BIN=socat; fi'
+    ),
+    **{
+        f"the client uses it, {number}": FORK.replace("-y -y -i $key root@127.0.0.1", words)
+        for number, words in enumerate(
+            (
+                "-y -y -o port=$PROXY_PORT -i $key root@127.0.0.1",
+                "-y -y -i /key$PROXY_PID root@127.0.0.1",
+                "-y -y -i /key${#PROXY_PORT} root@127.0.0.1",
+            )
+        )
+    },
     "no bash": FORK.replace("bin/bash -e", "bin/sh -e", 1),
+    "line ends of another system": FORK.replace("\n", "\r\n"),
     "nothing": "",
 }
 
@@ -106,6 +164,52 @@ def test_an_exec_script_of_unknown_shape_is_not_edited(what: str) -> None:
     assert UNKNOWN[what] != FORK
     with pytest.raises(Unknown):
         end_proxy(UNKNOWN[what])
+
+
+OTHER_SPELLINGS = {
+    "a pause by path": FORK.replace("sleep 0.1", "/bin/sleep 1s"),
+    "a trap for more signals": FORK.replace("2>/dev/null' EXIT", "2>/dev/null || true' EXIT INT SIGTERM"),
+    "a search for socat in one line": FORK.replace(
+        "   sleep 0.1", '   sleep 0.1\n   if [ -z "$SOCAT_BIN" ]; then SOCAT_BIN=socat; fi'
+    ),
+    "comments behind the code": FORK.replace("   PROXY_PID=$!", "   PROXY_PID=$!  # 'its pid; see below"),
+    "two in one line": FORK.replace("   PROXY_PID=$!\n", "   PROXY_PID=$!; sleep 0.1\n"),
+}
+
+
+@pytest.mark.parametrize("what", OTHER_SPELLINGS)
+def test_other_spellings_of_the_same_block_give_the_same_script(what: str) -> None:
+    assert OTHER_SPELLINGS[what] != FORK
+    assert end_proxy(OTHER_SPELLINGS[what]) == end_proxy(FORK)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'log_debug "could use dbclient -J one day"',
+        'echo "usage: dbclient -J CMD"',
+        "dbclient -p 22222 root@10.0.0.2 tar -J -xf -",
+        'DBCLIENT_OPTS=" -J"',
+        'dbclient -p 22222 root@10.0.0.2 "tar -J xf"',
+    ],
+)
+def test_a_word_of_dbclient_and_its_option_is_not_taken_for_the_edit(line: str) -> None:
+    with pytest.raises(Unknown, match="no socat that listens"):
+        end_proxy(f"#!/bin/bash\n{line}\n")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'exec "$DBCLIENT_BIN" -t -J "$VSOCK_CONNECT_BIN u 22" root@guest "$command"',
+        "dbclient -J '&3' root@guest",
+        'exec "$VSOCK_CONNECT_BIN" u 22 -- "$DBCLIENT_BIN" "${opts[@]}" -J \'&3\' root@guest "$command"',
+        'exec $BASH "$RUNCVM_GUEST/scripts/fastvsock" proxy u 22 -- "$DBCLIENT_BIN" -p {port} root@guest "$command"',
+    ],
+)
+def test_a_dbclient_with_a_transport_of_its_own_is_left_as_it_is(line: str) -> None:
+    text = f"#!/bin/bash\n{line}\n"
+    assert end_proxy(text) == text
 
 
 def test_a_function_named_dbclient_cannot_be_given_to_the_proxy() -> None:
@@ -142,6 +246,10 @@ def test_tar_becomes_one_more_word_of_the_list_and_a_function_that_works(name: s
         'create_aliases() {\n  for cmd in "${TOOLS[@]}"; do :; done\n}\n',
         "create_aliases() {\n  :\n}\nfor cmd in busybox cat; do :; done\n",
         "create_aliases() { for c in busybox; do :; done; }\n" * 2,
+        "create_aliases() {\n  for cmd in bash busybox cat # the tools\n  do :; done\n}\n",
+        "create_aliases() {\n  for cmd in bash busybox \\\n  # net tools\n  cat; do :; done\n}\n",
+        "create_aliases() {\n  for cmd in busybox $(cat /list; echo x); do :; done\n}\n",
+        "create_aliases() {\n  for cmd in busybox `cat /list`; do :; done\n}\n",
         "create_aliases() { :; }\nother() {\n  for cmd in busybox cat; do :; done\n}\n",
     ],
 )

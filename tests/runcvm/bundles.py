@@ -93,9 +93,9 @@ def snapshot(bundle: Path) -> dict[str, tuple[int, bytes]]:
 
 
 def called(bundle: Path, record: Path, *arguments: str, **variables: str) -> list[str]:
-    """Run the bundle's runcvm-ctr-exec by bash; return what dbclient was called with, or `fastvsock` before it."""
+    """Run the bundle's runcvm-ctr-exec by bash; return what dbclient was called with, or the program before it."""
     record.mkdir(exist_ok=True)
-    names = ("dbclient", "fastvsock")
+    names = ("dbclient", "fastvsock", "runcvm-vsock-connect")
     for name in names:
         (record / name).unlink(missing_ok=True)
     path = f"{bundle}/usr/bin:{os.environ['PATH']}"

@@ -1,13 +1,19 @@
 """The two edits to RunCVM's shell scripts, as text in and text out.
 
 `add_alias` puts a word into the list of the `for` loop of `create_aliases()`. `end_proxy` replaces the block of
-`runcvm-ctr-exec` that starts socat on a guessed port and then dbclient on that port: by dbclient with the transport
-as its own child (``-J``), or by ``fastvsock proxy … --``, which listens on a port of the kernel's choice.
+`runcvm-ctr-exec` that starts socat on a guessed port and then dbclient on that port: by the transport, which connects
+and then becomes dbclient (``-J '&3'``: the connection is its descriptor 3), or by ``fastvsock proxy … --``, which
+listens on a port of the kernel's choice. Where dbclient may be a shell function, which no program can become, it gets
+the transport as a child of its own (``-J COMMAND``); dbclient starts that by root's shell in the image's passwd, which
+some images do not have.
 
 A script is known by its statements, not by its spacing: lines that a backslash joins are one statement, and each
 statement of the block must be one of the few that such a block is made of. With anything else among them the block is
 left alone, since nobody can tell what it is for: `Unknown` says why. What is replaced is that block; what follows
 ``exec`` of dbclient stays as it is, letter for letter, but for the port.
+
+Statements are matched *flat*: each quoted string and each substitution is one letter, so that what the patterns see
+are words, blanks and operators, and nothing hides behind a quote.
 """
 
 import re
@@ -21,8 +27,19 @@ PLAIN = re.compile(rf"(?:[\w./:@%+=-]|{DYNAMIC.pattern})+")
 REDIRECTION = re.compile(r"(?:\d?>>?|&>>?|\d?<)(?:&\d|\S*)")
 INTERPRETER = re.compile(r"(?:.*/)?(?:ld|python3(?:\.\d+)?|bash|sh|env)")
 SETS = r"(?:(?:local|export|declare)\s+)?"
-# What may stand between `if ! command -v socat` and its `fi`.
-BRANCH = re.compile(r"(?:then|else|elif\s.*|fi|#.*|\w*(?i:socat)\w*=.*|log\w*\s.*|echo\s.*|exit\s+\d+|:)?")
+# What encloses a part of a word, and inside of what it does not.
+PAIRS = (("$((", "))"), ("$(", ")"), ("${", "}"), ("`", "`"), ('"', '"'), ("'", "'"), ("(", ")"))
+NOT_IN = {"'": ('"',), '"': ('"',), "(": ("", '"', "}", "`"), "`": ("`",), "$((": (), "$(": (), "${": ()}
+VALUE = r"[^\s;&|<>()]*"  # one word, flat
+TEXT = r"\s[^;&|<>()]*"  # words, flat
+SOCAT = r"\w*(?i:socat)\w*"
+# What looks for socat, and what may stand between that and its `fi`; flat.
+CONDITION = re.compile(
+    r"(?:el)?if\s+(?:!\s*)?(?:(?:command\s+-v|which|type|hash)\s+\S+(?:\s*(?:[12&]?>\s*/dev/null|2>&1))*"
+    r"|\[\[?\s+(?:!\s+)?-\w\s+\S+\s+\]\]?)"
+)
+FINDING = re.compile(rf"(?:fi|{SETS}{SOCAT}={VALUE}|(?:log\w*|echo){TEXT}(?:>&2)?|exit\s+\d+|:)?")
+CLIENT = re.compile(r"[\w./${}-]*dbclient[\w}]*", re.I)
 TRANSPORT = "runcvm-vsock-connect"
 MARK = "# fastvsock:"
 
@@ -68,6 +85,9 @@ def add_alias(text: str, word: str = "tar") -> str:
     words = list(re.compile(r"[^\s;\\]+").finditer(text, start, stop.start() if stop else start))
     if "busybox" not in [found.group() for found in words]:
         raise Unknown("the loop of create_aliases() has no list of words with busybox in it")
+    odd = next((found.group() for found in words if not PLAIN.fullmatch(found.group())), None)
+    if odd is not None:
+        raise Unknown(f"the list of create_aliases() has {odd!r} in it, which is no name of a tool")
     if word in [found.group() for found in words]:
         return text
     last = words[-1].end()
@@ -81,6 +101,8 @@ def end_proxy(text: str, proxy: bool = False) -> str:
     """
     if not re.match(r"#![^\n]*\bbash\b", text):
         raise Unknown("it does not begin with '#!…bash'")
+    if "\r" in text:
+        raise Unknown("it has carriage returns, with which no shell runs it")
     statements = list(_statements(text))
     found = [(index, spec) for index, item in enumerate(statements) if (spec := _socat(item.code))]
     if not found and _is_done(statements):
@@ -95,7 +117,7 @@ def end_proxy(text: str, proxy: bool = False) -> str:
     lead = indent.group() if indent else ""
     start = _start(block[-1], spec, proxy, statements)
     what = (
-        "a port of the kernel's choice, for this command alone" if proxy else "no port: the transport is dbclient's own"
+        "a port of the kernel's choice, for this command alone" if proxy else "no port: dbclient has its own connection"
     )
     new = "".join(item.text for item in kept) + f"{lead}{MARK} {what}\n{start}"
     return text[: block[0].start] + new + text[block[-1].end :]
@@ -114,11 +136,18 @@ def _statements(text: str) -> list[Statement]:
 
 def _is_done(statements: list[Statement]) -> bool:
     """Whether dbclient is started as this module would have it, by whomever it was written."""
-    return any(
-        "dbclient" in item.code.lower() and re.search(r"\s-J\b|fastvsock\S*\s+proxy\s", item.code)
-        for item in statements
-        if not item.code.startswith("#")
-    )
+    return any(_has_transport(_words(item.code)) for item in statements)
+
+
+def _has_transport(words: list[str]) -> bool:
+    """Whether a command is dbclient with -J, by itself or behind a transport's ``--``, or behind the proxy's."""
+    words = words[words[:1] == ["exec"] :]
+    at = words.index("--") if "--" in words else -1
+    client = words[at + 1 :]
+    if not client or not CLIENT.fullmatch(client[0]):
+        return False
+    host = next((index for index, word in enumerate(client) if re.search(r"[\w}]@", word)), len(client))
+    return "-J" in client[:host] or "proxy" in words[: max(at, 0)]
 
 
 def _words(code: str) -> list[str]:
@@ -172,13 +201,14 @@ def _kept(block: list[Statement], spec: Proxy, others: list[Statement]) -> list[
     for item in block[:-1]:
         if id(item) in dropped or not item.code or item.code.startswith("#"):
             continue
-        if not re.match(r"log\w*\s|local\s+\w+$", item.code):
+        if not re.fullmatch(rf"log\w*{TEXT}|local(?:\s+{NAME})+", _flat(item.code)):
             raise Unknown(f"among its statements is {item.code!r}, which such a block does not have")
         if not any(re.search(rf"\b{name}\b", item.code) for name in names):
             kept.append(item)
-    for item in others:
+    rest = re.sub(_option(spec.port), "", block[-1].text)
+    for item in [*others, Statement(0, 0, rest, rest)]:
         for name in names:
-            if not item.code.startswith("#") and re.search(rf"\$\{{?{name}\b", item.code):
+            if not item.code.startswith("#") and re.search(rf"\$(?:\{{[#!]?)?{name}\b", item.code):
                 raise Unknown(f"${name} is used elsewhere as well: {item.code!r}")
     return kept
 
@@ -186,29 +216,84 @@ def _kept(block: list[Statement], spec: Proxy, others: list[Statement]) -> list[
 def _goners(block: list[Statement], spec: Proxy) -> list[Statement]:
     """The statements that start, watch and end the proxy."""
     port = _variable(spec.port)
-    patterns = [rf"{SETS}{port}=.*"] if port else []
-    patterns += [
-        rf"{SETS}{NAME}=\$!",
-        r"trap\s.*\bkill\b.*\s(?:EXIT|0)",
-        r"sleep\s+[\d.]+",
-        rf"{SETS}\w*(?i:socat)\w*=.*",
-    ]
-    one = re.compile(rf"(?:{'|'.join(patterns)})(?:\s+#.*)?")
     gone, depth = [], 0
     for item in block[:-1]:
-        opens = bool(re.match(r"if\s", item.code))
-        if depth or (opens and re.match(r"if\s.*socat", item.code, re.I)):
-            if not opens and not BRANCH.fullmatch(item.code):
-                raise Unknown(f"the search for socat has {item.code!r} in it")
+        pieces = _pieces(item.code)
+        if depth or re.match(r"if\s.*socat", item.code, re.I):
+            odd = next((piece for piece in pieces if not _searches(piece)), None)
+            if odd is not None:
+                raise Unknown(f"the search for socat has {odd!r} in it")
+            depth += sum(piece.startswith("if ") for piece in pieces) - pieces.count("fi")
             gone.append(item)
-            depth += opens - bool(re.search(r"(?:^|[;\s])fi$", item.code))
-        elif _socat(item.code) or one.fullmatch(item.code) or all(map(one.fullmatch, re.split(r"\s*;\s*", item.code))):
+        elif _socat(item.code) or all(_goes(piece, port) for piece in pieces):
             gone.append(item)
     return gone
 
 
+def _goes(piece: str, port: str) -> bool:
+    """Whether a command is one that only a proxy needs."""
+    own = rf"(?:{port}|{SOCAT})" if port else SOCAT
+    patterns = rf"{SETS}{own}={VALUE}|{SETS}{NAME}=\$!|(?:/\S+/)?sleep\s+[\d.]+s?"
+    return bool(piece and re.fullmatch(patterns, _flat(piece))) or _is_trap(_words(piece))
+
+
+def _is_trap(words: list[str]) -> bool:
+    """Whether a trap does nothing but end a process when the script ends."""
+    kill = r"kill\s+[\"']?\$\{?\w+\}?[\"']?(?:\s+2>\s*/dev/null)?(?:\s*\|\|\s*(?:true|:))?\s*;?"
+    signals = r"(?:SIG)?(?:EXIT|INT|TERM|HUP|QUIT)|\d+"
+    if len(words) < 3 or words[0] != "trap" or not re.fullmatch(kill, words[1]):
+        return False
+    return all(re.fullmatch(signals, word) for word in words[2:])
+
+
+def _searches(piece: str) -> bool:
+    """Whether a command may be part of a search for socat's program."""
+    command = re.sub(r"^(?:then|else)\b\s*", "", piece)
+    if re.match(r"(?:el)?if\s", command):
+        return "socat" in command.lower() and bool(CONDITION.fullmatch(_flat(command)))
+    return bool(FINDING.fullmatch(_flat(command)))
+
+
+def _pieces(code: str) -> list[str]:
+    """The commands between the semicolons of a statement, without a comment at its end."""
+    pieces, at = [""], 0
+    while at < len(code) and not (code[at] == "#" and (not at or code[at - 1].isspace())):
+        end = _after(code, at)
+        if code[at:end] == ";":
+            pieces.append("")
+        else:
+            pieces[-1] += code[at:end]
+        at = end
+    return [piece.strip() for piece in pieces]
+
+
+def _flat(code: str) -> str:
+    """`code` with a ``Q`` for each quoted string, each substitution and each escaped character."""
+    flat, at = "", 0
+    while at < len(code):
+        end = _after(code, at)
+        flat += code[at] if end == at + 1 else "Q"
+        at = end
+    return flat
+
+
+def _after(code: str, at: int, inside: str = "") -> int:
+    """Where the character at `at` ends, or the quoted string or substitution; `inside` is what closes one around it."""
+    if inside == "'":
+        return at + 1
+    if code[at] == "\\":
+        return at + 2
+    for opener, closer in PAIRS:
+        if code.startswith(opener, at) and inside not in NOT_IN[opener]:
+            at += len(opener)
+            while at < len(code) and not code.startswith(closer, at):
+                at = _after(code, at, closer)
+            return at + len(closer)
+    return at + 1
+
+
 def _is_client(code: str) -> bool:
-    return bool(re.match(r"""(?:exec\s+)?["']?[\w./${}-]*dbclient[\w}]*["']?\s""", code, re.I))
+    return bool(re.match(rf"""(?:exec\s+)?["']?{CLIENT.pattern}["']?\s""", code, re.I))
 
 
 def _option(port: str) -> str:
@@ -231,15 +316,20 @@ def _start(client: Statement, spec: Proxy, proxy: bool, statements: list[Stateme
     if len(re.findall(_option(spec.port), client.text)) != 1:
         raise Unknown("dbclient has more than one -p")
     before, uds, port = _transport(spec.words, statements)
-    if not proxy:
+    is_program = re.match(r"exec\s|\S*[/$]", client.code)
+    if proxy:
+        if not is_program:
+            raise Unknown("dbclient may be a function here, which only a shell can call")
+        # The bash that runs the script, where nothing else was named: an image may have no shell of its own.
+        words = [*(before[:-1] or ["$BASH"]), _sibling(before[-1]), "proxy", uds, port, "--"]
+        option = "-p {port}"
+    elif is_program:
+        words, option = [*before, uds, port, "--"], "-J '&3'"
+    else:
         command = " ".join(_quoted_again(word) for word in [*before, uds, port])
-        return re.sub(_option(spec.port), lambda _: f'-J "{command}"', client.text)
-    # The bash that runs the script, where nothing else was named: an image may have no shell of its own.
-    if not re.match(r"exec\s|\S*[/$]", client.code):
-        raise Unknown("dbclient may be a function here, which only a shell can call")
-    words = [*(before[:-1] or ["$BASH"]), _sibling(before[-1]), "proxy", uds, port, "--"]
+        words, option = [], f'-J "{command}"'
     prefix = "".join(f"{_quoted(word)} " for word in words)
-    text = re.sub(_option(spec.port), lambda _: "-p {port}", client.text)
+    text = re.sub(_option(spec.port), lambda _: option, client.text)
     return re.sub(r"^([ \t]*(?:exec[ \t]+)?)", lambda match: match.group() + prefix, text, count=1)
 
 
