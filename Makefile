@@ -48,7 +48,7 @@ check: build
 	$(BIN)/python -m pytest
 
 test-vm: build
-	$(BIN)/python tests/vm/run.py tests/test_protocol.py tests/test_behaviour.py tests/vm
+	$(BIN)/python tests/vm/run.py tests/test_protocol.py tests/test_behaviour.py tests/vm tests/test_side_by_side.py
 
 bench: build
 	$(BIN)/python -m bench run --quick -o bench/results/quick.json

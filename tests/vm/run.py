@@ -35,7 +35,7 @@ def arguments() -> tuple[argparse.Namespace, list[str]]:
         allow_abbrev=False,
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="results (default: vm-results in the cache)")
-    parser.add_argument("--timeout", type=float, default=600, metavar="SECONDS", help="from QEMU's start (600)")
+    parser.add_argument("--timeout", type=float, default=1500, metavar="SECONDS", help="from QEMU's start (1500)")
     parser.add_argument("--shell", metavar="CMD", help="run a shell command in L1 in place of pytest")
     parser.add_argument("--check", action="store_true", help="tell whether this machine can, and do nothing")
     parser.add_argument("--build-only", action="store_true", help="fetch and build, boot nothing")
