@@ -18,7 +18,7 @@ import fastvsock
 from fastvsock.runcvm import bundle as bundle_module
 from fastvsock.runcvm import install, package
 from fastvsock.runcvm.root import BundleError, Meta, Root
-from support import HANG, Endpoint
+from support import ECHO, HANG, Endpoint
 
 LAUNCHER = "scripts/runcvm-vsock-connect"
 SCRIPTS = [LAUNCHER, "scripts/runcvm-ctr-exec", "scripts/runcvm-ctr-defaults"]
@@ -348,18 +348,19 @@ def test_a_bundle_without_python_gets_a_launcher_that_takes_the_one_in_path(bund
     assert result.stderr.startswith("fastvsock: no python3 in this PATH")
 
 
-def test_the_installed_exec_script_starts_the_installed_transport(whole: Path, tmp_path: Path) -> None:
+def test_the_installed_exec_script_starts_dbclient_by_the_installed_transport(
+    whole: Path, endpoint: Endpoint, tmp_path: Path
+) -> None:
+    script = exec_script("fork").replace("/run/firecracker.vsock 22", f"{endpoint.uds} {ECHO}")
+    put(whole / "scripts/runcvm-ctr-exec", script, 0o755)
     installed(whole)
     words = called(whole, tmp_path / "record")
-    command = words[words.index("-J") + 1]
-    result = subprocess.run(
-        ["sh", "-c", f"{command} --version"], capture_output=True, text=True, check=True, timeout=HANG
-    )
-    assert result.stdout.startswith("runcvm-vsock-connect ")
-    installed(whole, "--proxy")
-    put(whole / "scripts/fastvsock", (whole / "scripts/fastvsock").read_text().replace("cli import main", "x"), 0o755)
-    assert runcvm("check", whole).returncode == 0
+    assert words[words.index("-J") + 1] == "&3"
     assert ARGUMENTS[0] in words[-1]
+    installed(whole, "--proxy")
+    port = called(whole, tmp_path / "record")
+    assert port[port.index("-p") + 1].isdigit()
+    assert port[port.index("-p") + 2 :] == words[words.index("-J") + 2 :]
 
 
 WAYS_OUT = [
