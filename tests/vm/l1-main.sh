@@ -25,7 +25,7 @@ chmod 755 $run/boot.sh
 chmod 600 $run/key
 ip link set lo up
 hostname l1
-ulimit -n 8192
+ulimit -n 16384
 
 : >$FASTVSOCK_TEST_CONSOLE
 $run/boot.sh $FASTVSOCK_TEST_UDS >>$FASTVSOCK_TEST_CONSOLE 2>&1 &
