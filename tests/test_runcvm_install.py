@@ -182,7 +182,110 @@ def test_a_journal_that_cannot_be_understood_stops_everything(bundle: Path, jour
         result = runcvm(command, bundle)
         assert result.returncode == 1
         assert "cannot be understood" in result.stderr
+        assert "originals are in .fastvsock/backup" in result.stderr
     assert snapshot(bundle) == before
+
+
+JOURNALS = (".fastvsock/manifest.json", ".fastvsock/backup/manifest.json")
+
+
+@pytest.mark.parametrize("arguments", [[], ["--proxy"]])
+def test_a_journal_that_is_gone_is_read_from_the_copy_beside_the_backups(bundle: Path, arguments: list[str]) -> None:
+    before = snapshot(bundle)
+    installed(bundle, *arguments)
+    after = snapshot(bundle)
+    (bundle / JOURNALS[0]).unlink()
+    installed(bundle, *arguments)
+    assert snapshot(bundle) == after
+    (bundle / JOURNALS[0]).unlink()
+    assert runcvm("uninstall", bundle).returncode == 0
+    assert snapshot(bundle) == before
+
+
+@pytest.mark.parametrize("lost", ["both journals", "the folder"])
+def test_without_any_journal_nothing_that_exec_needs_is_removed(bundle: Path, lost: str) -> None:
+    installed(bundle)
+    for name in JOURNALS:
+        (bundle / name).unlink()
+    if lost == "the folder":
+        shutil.rmtree(bundle / ".fastvsock")
+    before = snapshot(bundle)
+    for arguments in ([], ["--dry-run"], ["--force"]):
+        result = runcvm("uninstall", bundle, *arguments)
+        assert result.returncode == 1
+        assert f"{LAUNCHER} is fastvsock's, but its original is not known any more" in result.stderr
+        where = "in .fastvsock/backup" if lost == "both journals" else "RunCVM's image"
+        assert where in result.stderr
+        assert snapshot(bundle) == before
+    assert launched(bundle, "--version").startswith("runcvm-vsock-connect ")
+
+
+@pytest.mark.parametrize("arguments", [[], ["--proxy"]])
+def test_our_own_files_never_become_originals(bundle: Path, wheel: Path, arguments: list[str]) -> None:
+    originals = {name: (bundle / name).read_bytes() for name in SCRIPTS}
+    installed(bundle, *arguments)
+    backups = snapshot(bundle / ".fastvsock/backup")
+    for name in JOURNALS:
+        (bundle / name).unlink()
+    for files in ((), ("--wheel", wheel)):
+        installed(bundle, *arguments, *files)
+        refused = runcvm("uninstall", bundle)
+        assert refused.returncode == 1
+        assert f"{LAUNCHER} is fastvsock's" in refused.stderr
+        assert launched(bundle, "--version").startswith("runcvm-vsock-connect ")
+    kept = snapshot(bundle / ".fastvsock/backup")
+    assert backups.items() - kept.items() == {("manifest.json", backups["manifest.json"])}
+    for name, data in originals.items():  # as their owner would, from RunCVM's image
+        (bundle / name).write_bytes(data)
+    assert runcvm("uninstall", bundle).returncode == 0
+    assert {name: (bundle / name).read_bytes() for name in SCRIPTS} == originals
+    assert not (bundle / "lib/fastvsock").exists()
+
+
+def test_a_launcher_that_was_edited_is_replaced_and_is_no_original(bundle: Path) -> None:
+    before = snapshot(bundle)
+    installed(bundle)
+    put(bundle / LAUNCHER, (bundle / LAUNCHER).read_text() + "# mine\n", 0o755)
+    installed(bundle)
+    assert "# mine" not in (bundle / LAUNCHER).read_text()
+    assert runcvm("uninstall", bundle).returncode == 0
+    assert snapshot(bundle) == before
+
+
+def test_what_others_put_beside_our_files_is_left_and_told(bundle: Path) -> None:
+    installed(bundle)
+    site = next((bundle / "lib/fastvsock").iterdir()).relative_to(bundle)
+    theirs = ["lib/fastvsock/mine/notes", f"{site}/fastvsock/notes.txt", ".fastvsock/notes", ".fastvsock/backup/a.tar"]
+    (bundle / "lib/fastvsock/mine").mkdir()
+    for name in theirs:
+        put(bundle / name, "mine", 0o644)
+    result = runcvm("uninstall", bundle)
+    assert result.returncode == 0
+    assert all(f"{name} is not fastvsock's and stays" in result.stderr for name in theirs)
+    found = [*(bundle / "lib/fastvsock").rglob("*"), *(bundle / ".fastvsock").rglob("*")]
+    assert sorted(str(path.relative_to(bundle)) for path in found if path.is_file()) == sorted(theirs)
+
+
+def test_the_package_stays_while_a_script_names_it(bundle: Path) -> None:
+    installed(bundle)
+    shutil.copy(bundle / LAUNCHER, bundle / "scripts/mine")
+    result = runcvm("uninstall", bundle)
+    assert result.returncode == 0
+    assert "stays: scripts/mine names it" in result.stderr
+    copied = subprocess.run([bundle / "scripts/mine", "--version"], capture_output=True, timeout=HANG, check=False)
+    assert copied.returncode == 0
+    (bundle / "scripts/mine").unlink()
+    assert runcvm("uninstall", bundle).returncode == 0
+    assert not (bundle / "lib/fastvsock").exists()
+
+
+def test_an_exec_script_that_stays_in_the_form_of_proxy_keeps_its_launcher(bundle: Path) -> None:
+    installed(bundle, "--proxy")
+    script = bundle / "scripts/runcvm-ctr-exec"
+    put(script, script.read_text() + "# mine\n", 0o755)
+    installed(bundle)
+    assert "proxy /run/firecracker.vsock" in script.read_text()
+    assert (bundle / "scripts/fastvsock").exists()
 
 
 def test_a_journal_that_names_files_outside_of_the_root_reaches_none(bundle: Path, tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ from functools import cached_property
 from .package import Build, build_of
 from .root import BundleError, Root
 
+DEFAULTS = "scripts/runcvm-ctr-defaults"
+EXEC = "scripts/runcvm-ctr-exec"
 LINKER = "lib/ld"
 FOLDERS = ("usr/sbin", "usr/bin", "sbin", "bin")  # in the order of RUNCVM_PATH in runcvm-ctr-defaults
 SECONDS = 20.0

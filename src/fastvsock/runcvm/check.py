@@ -17,8 +17,7 @@ from time import perf_counter
 
 from .. import engines, errors, handshake
 from . import scripts
-from .bundle import Bundle, run
-from .install import DEFAULTS, EXEC
+from .bundle import DEFAULTS, EXEC, Bundle, run
 from .package import CONNECT, HOME
 from .root import BundleError, Root
 

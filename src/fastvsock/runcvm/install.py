@@ -11,10 +11,9 @@ What cannot be done is left undone and told; the rest is still done.
 """
 
 import difflib
-import hashlib
 import io
-import json
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,18 +22,16 @@ from pathlib import Path
 from typing import Any
 
 from . import package, scripts
-from .bundle import Bundle, run
+from .bundle import DEFAULTS, EXEC, Bundle, run
+from .journal import BACKUP, FILES, FORMAT, LOST, OURS, Content, Journal, holds, sha
 from .package import CONNECT, HOME, UMBRELLA, Package
 from .root import BundleError, File, Meta, Root
 
-OURS = ".fastvsock"
-JOURNAL = f"{OURS}/manifest.json"
-BACKUP = f"{OURS}/backup"
-DEFAULTS = "scripts/runcvm-ctr-defaults"
-EXEC = "scripts/runcvm-ctr-exec"
 TAR = "bin/tar"
 RANK = {DEFAULTS: 1, EXEC: 2}  # what starts the transport is put in place last, and taken away first
-FORMAT = 1  # of the journal
+UMBRELLA_USED = re.compile(r"/fastvsock[\"'}]*\s+proxy\s")
+SITE = re.compile(rf"{HOME}/[^/\s\"']+-[0-9a-f]{{12}}(?![0-9a-f])")
+PACKAGE = re.compile(rf"{SITE.pattern}/fastvsock/(?:[^/]+/)*[^/]+\.(?:pyc?|so|fastvsock-new)")
 
 BY_HAND = {
     DEFAULTS: "by hand: add the word tar to the list behind 'for cmd in' in create_aliases()",
@@ -50,8 +47,8 @@ class Change:
     """One path of the bundle: what is there, and what shall be. A `str` is a symbolic link's target, None nothing."""
 
     path: str
-    before: File | str | None
-    after: File | str | None
+    before: Content
+    after: Content
 
     def show(self) -> str:
         """The change as a unified diff; a link in one line."""
@@ -63,7 +60,7 @@ class Change:
         diff = "".join(line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in lines)
         return diff or f"mode of {self.path} changed\n"
 
-    def _name(self, side: str, content: File | str | None) -> str:
+    def _name(self, side: str, content: Content) -> str:
         return "/dev/null" if content is None else f"{side}/{self.path}"
 
 
@@ -74,12 +71,14 @@ class Plan:
     changes: list[Change] = field(default_factory=list)
     journal: dict[str, Any] = field(default_factory=dict)
     package: Package | None = None  # where its files are not there yet
-    stale: list[str] = field(default_factory=list)  # folders of former packages
+    stale: list[str] = field(default_factory=list)  # folders that go, such as those of former packages
+    foreign: set[str] = field(default_factory=set)  # what in them is not ours, and stays
+    unsaved: bool = False  # the journal, or its copy, says something else
     notes: list[str] = field(default_factory=list)
     undone: list[str] = field(default_factory=list)
 
     def __bool__(self) -> bool:
-        return bool(self.changes or self.package or self.stale)
+        return bool(self.changes or self.package or self.stale or self.unsaved)
 
     def show(self) -> str:
         """All changes, to be read."""
@@ -109,36 +108,68 @@ def plan_install(root: Root, files: Package, *, proxy: bool = False) -> Plan:
 
 def plan_uninstall(root: Root, *, force: bool = False) -> Plan:
     """What is to be done to have the bundle as it was. What would undo others' changes is told as undone."""
-    before, plan = _Journal(root), Plan()
-    for path, entry in sorted(before.entries.items(), key=lambda item: -RANK.get(item[0], 0)):
-        now = before.now(path)
-        if not before.is_original(path):
+    before, plan = Journal(root), Plan()
+    for path, entry in sorted(before.entries.items(), key=lambda item: (-RANK.get(item[0], 0), item[0])):
+        if before.is_lost(path):
+            plan.undone.append(before.lost(path))
+        elif entry["before"] != LOST and not before.is_original(path):  # a lost one that is another now was put back
+            now = before.now(path)
             if not before.is_ours(path, now) and now is not None and not force:
                 plan.undone.append(f"{path} was changed since it was installed: save it, or say --force")
-            plan.changes.append(Change(path, now, before.original(path, entry)))
-    plan.stale = [path for path in (HOME, OURS) if root.kind(path)]
+            plan.changes.append(Change(path, now, before.original(path)))
+    users = _users(root, plan)
+    plan.notes += [f"{HOME} stays: {script} names it" for script in sorted({*users.values()})]
+    _clear(root, plan, [OURS] if users else [HOME, OURS])
     return plan
+
+
+def _users(root: Root, plan: Plan) -> dict[str, str]:
+    """The packages that scripts will name once the plan is carried out, each with the path of one that does."""
+    after = {change.path: change.after for change in plan.changes}
+    found = {}
+    for name in root.names("scripts"):
+        try:
+            path = root.real(f"scripts/{name}")
+            content = after[path] if path in after else root.read(path)
+        except BundleError:  # a folder, or a link out of the bundle
+            continue
+        if name.endswith(".fastvsock-new"):  # of a write that was killed
+            continue
+        for match in SITE.finditer(_text(content.data)) if isinstance(content, File) else ():
+            found[match.group()] = f"scripts/{name}"
+    return found
+
+
+def _clear(root: Root, plan: Plan, folders: list[str]) -> None:
+    """Plan to remove these folders, but for what others put there."""
+    for folder in folders:
+        files = list(root.files(folder))
+        foreign = [path for path in files if not (PACKAGE.fullmatch(path) or FILES.fullmatch(path))]
+        plan.notes += [f"{path} is not fastvsock's and stays" for path in foreign]
+        plan.foreign |= set(foreign)
+        if root.kind(folder) and (len(foreign) < len(files) or not files):
+            plan.stale.append(folder)
 
 
 def apply(root: Root, plan: Plan) -> None:
     """Carry out an install's plan."""
     if not plan:
         return
-    journal = _Journal(root)
+    journal = Journal(root)
     root.make_folder(BACKUP)
     for change in plan.changes:
         if isinstance(change.before, File) and change.path in plan.journal["entries"]:
             entry = plan.journal["entries"][change.path]
-            if entry["before"] == _sha(change.before.data):
+            if entry["before"] == sha(change.before.data):
                 root.write(f"{BACKUP}/{entry['before']}", change.before.data, Meta(0o600, os.geteuid(), os.getegid()))
     journal.write(journal.joined(plan.journal))
     if plan.package:
         _put_package(root, plan.package)
     _carry_out(root, plan)
     journal.write(plan.journal)
-    for name in root.names(BACKUP):
-        if name not in [entry["before"] for entry in plan.journal["entries"].values()]:
-            root.remove(f"{BACKUP}/{name}")
+    kept = [entry["before"] for entry in plan.journal["entries"].values()]
+    for name in {entry["before"] for entry in journal.entries.values()} - {None, *kept}:
+        root.remove(f"{BACKUP}/{name}")
 
 
 def undo(root: Root, plan: Plan) -> None:
@@ -157,79 +188,14 @@ def _carry_out(root: Root, plan: Plan) -> None:
     for path in (DEFAULTS, EXEC, CONNECT, UMBRELLA, TAR):
         root.tidy(root.place(path))
     for path in plan.stale:
-        root.remove_tree(path)
-
-
-class _Journal:
-    """What earlier installs did: for each path the hash of the original, and of all that we may have put there."""
-
-    def __init__(self, root: Root) -> None:
-        self.root = root
-        file = root.read(JOURNAL)
-        try:
-            content = json.loads(file.data) if file else {}
-            self.entries: dict[str, dict[str, Any]] = dict(content.get("entries", {}))
-            self.site, self.former = str(content.get("site", "")), str(content.get("former", ""))
-            known = content.get("format", FORMAT) == FORMAT and all(map(_is_entry, self.entries.values()))
-        except (ValueError, AttributeError, TypeError, KeyError):
-            known = False
-        if not known:
-            raise BundleError(f"{root.path}/{JOURNAL}: cannot be understood: was it another version that installed?")
-
-    def now(self, path: str) -> File | str | None:
-        """What is at `path`."""
-        kind = self.root.kind(path)
-        if kind == "link":
-            return self.root.readlink(path)
-        return self.root.read(path) if kind else None
-
-    def is_ours(self, path: str, now: File | str | None) -> bool:
-        """Whether an install put there what is at `path`."""
-        return path in self.entries and now is not None and _mark(now) in self.entries[path]["after"]
-
-    def is_original(self, path: str) -> bool:
-        """Whether the original is (still, or again) at `path`."""
-        now, entry = self.now(path), self.entries[path]
-        if not isinstance(now, File):
-            return now is None and entry["before"] is None
-        return _sha(now.data) == entry["before"] and now.meta == Meta(*entry["meta"])
-
-    def original(self, path: str, entry: dict[str, Any]) -> File | None:
-        """What was at `path` before the first install. Raises `BundleError` where the backup is damaged."""
-        if entry["before"] is None:
-            return None
-        backup = self.root.read(f"{BACKUP}/{entry['before']}")
-        if backup is None or _sha(backup.data) != entry["before"]:
-            raise BundleError(
-                f"{self.root.path}/{path}: its backup is missing or damaged: restore it from RunCVM's image"
-            )
-        return File(backup.data, Meta(*entry["meta"]))
-
-    def base(self, path: str) -> File | str | None:
-        """What an edit starts from: the original where what is there is ours, else what is there."""
-        now = self.now(path)
-        return self.original(path, self.entries[path]) if self.is_ours(path, now) else now
-
-    def joined(self, new: dict[str, Any]) -> dict[str, Any]:
-        """The new journal while the change is under way: it knows the old content as ours as well."""
-        entries = {path: dict(entry) for path, entry in {**self.entries, **new["entries"]}.items()}
-        for path, entry in entries.items():
-            former = self.entries.get(path, {}).get("after", [])
-            entry["after"] = [*entry["after"], *(mark for mark in former if mark not in entry["after"])]
-        return {**new, "entries": entries}
-
-    def write(self, content: dict[str, Any]) -> None:
-        """Replace the journal, where it is not this one already."""
-        data = json.dumps(content, indent=1).encode() + b"\n"
-        if not _holds(self.root, JOURNAL, data):
-            self.root.write(JOURNAL, data, Meta(0o644, os.geteuid(), os.getegid()))
+        root.remove_tree(path, plan.foreign)
 
 
 class _Installation:
     """The making of an install's plan: what each path shall hold, and then the way from what it holds."""
 
     def __init__(self, root: Root, files: Package, proxy: bool) -> None:
-        self.root, self.bundle, self.before = root, Bundle(root), _Journal(root)
+        self.root, self.bundle, self.before = root, Bundle(root), Journal(root)
         self.plan = Plan()
         self._wanted: dict[str, File | str] = {}
         self._files = self._fitting(files)
@@ -237,8 +203,10 @@ class _Installation:
         self._edit(EXEC, lambda text: scripts.end_proxy(text, proxy))
         if not self.bundle.python:
             self._note("the bundle has no python3 of 3.11 or newer that runs here: the launcher takes it from PATH")
-        for path in (CONNECT, UMBRELLA) if proxy else (CONNECT,):
-            self._launch(path)
+        self._launch(CONNECT)
+        script = self._wanted.get(root.real(EXEC))
+        if isinstance(script, File) and uses_umbrella(_text(script.data)):
+            self._launch(UMBRELLA)
         self._tar()
         self._settle()
         self._place()
@@ -328,44 +296,42 @@ class _Installation:
         """From what is wanted to changes and a journal. What an earlier install made and nobody wants now goes back."""
         before, changes, entries = self.before, self.plan.changes, {}
         for path, after in self._wanted.items():
-            now, entry = before.now(path), before.entries.get(path)
-            ours = before.is_ours(path, now)
+            now = before.now(path)
             if now != after:
                 changes.append(Change(path, now, after))
-                if entry is None or not (ours or before.is_original(path)):
-                    entry = _entry(now)
-            if entry is not None:  # else it was like this before the first install
-                entries[path] = {**entry, "after": [_mark(after)]} if ours or now != after else entry
-        changes.sort(key=lambda change: RANK.get(change.path, 0))
-        for path, entry in before.entries.items():
-            if path not in self._wanted and before.is_ours(path, now := before.now(path)):
-                changes.append(Change(path, now, before.original(path, entry)))
-            elif path not in self._wanted and not before.is_original(path):
+            entry = before.entry(path, now, after)
+            if entry is not None:
                 entries[path] = entry
+            if before.is_lost(path):
+                self._note(before.lost(path))
+        changes.sort(key=lambda change: RANK.get(change.path, 0))
+        for path, former in before.entries.items():
+            if path in self._wanted or before.is_original(path):
+                continue
+            now = before.now(path)
+            if before.is_ours(path, now) and not before.is_lost(path):
+                changes.append(Change(path, now, before.original(path)))
+            else:
+                entries[path] = former
         self.plan.journal = {"format": FORMAT, "entries": entries}
 
     def _place(self) -> None:
         """Plan the package's folder. The one before it stays for one install more: it may be in use."""
         root, files, site = self.root, self._files, self._files.site()
         former = self.before.former if self.before.site == site else self.before.site
-        complete = all(_holds(root, f"{site}/{path}", data) for path, data in files.files.items())
+        complete = all(holds(root, f"{site}/{path}", data) for path, data in files.files.items())
         compiled = not self.bundle.python or bool(root.names(f"{site}/fastvsock/__pycache__"))
         self.plan.package = None if complete and compiled else files
-        self.plan.stale = [path for name in root.names(HOME) if (path := f"{HOME}/{name}") not in (site, former)]
+        used = {site, former, *_users(root, self.plan)}
+        others = [path for name in root.names(HOME) if SITE.fullmatch(path := f"{HOME}/{name}") and path not in used]
+        _clear(root, self.plan, others)
         self.plan.journal |= {"site": site, "former": former}
+        self.plan.unsaved = not self.before.says(self.plan.journal)
 
 
-def _entry(now: File | str | None) -> dict[str, Any]:
-    if isinstance(now, File):
-        return {"before": _sha(now.data), "meta": [now.meta.mode, now.meta.uid, now.meta.gid], "after": []}
-    return {"before": None, "meta": None, "after": []}
-
-
-def _is_entry(entry: dict[str, Any]) -> bool:
-    """Whether an entry of the journal has the right shape. May raise `TypeError` or `KeyError` instead."""
-    before, after, meta = entry["before"], entry["after"], entry["meta"] or [0, 0, 0]
-    numbers = len(meta) == 3 and all(isinstance(number, int) for number in meta)
-    return numbers and all(isinstance(text, str) for text in [before or "", *after]) and isinstance(after, list)
+def uses_umbrella(script: str) -> bool:
+    """Whether an exec script starts dbclient by `fastvsock proxy`, and so needs that launcher."""
+    return any(UMBRELLA_USED.search(line) for line in script.splitlines() if not line.lstrip().startswith("#"))
 
 
 def _put_package(root: Root, files: Package) -> None:
@@ -374,7 +340,7 @@ def _put_package(root: Root, files: Package) -> None:
     compiled = _compiled(bundle, files)
     for path, data in {**files.files, **compiled}.items():
         target = f"{site}/{path}"
-        if path in compiled or not _holds(root, target, data):
+        if path in compiled or not holds(root, target, data):
             root.make_folder(os.path.dirname(target))
             root.write(target, data, Meta(0o644, os.geteuid(), os.getegid()))
 
@@ -394,27 +360,14 @@ def _compiled(bundle: Bundle, files: Package) -> dict[str, bytes]:
         return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(Path(folder).rglob("*.pyc"))}
 
 
-def _holds(root: Root, path: str, data: bytes) -> bool:
-    file = root.read(path)
-    return file is not None and file.data == data
-
-
 def _new(root: Root) -> Meta:
     """Mode and owner for a file that was not there: the owner of the folder that the bundle is."""
     status = os.stat(root.path)
     return Meta(0o755, status.st_uid, status.st_gid)
 
 
-def _lines(content: File | str | None) -> list[str]:
+def _lines(content: Content) -> list[str]:
     return list(io.StringIO(_text(content.data))) if isinstance(content, File) else []
-
-
-def _mark(content: File | str) -> str:
-    return content if isinstance(content, str) else _sha(content.data)
-
-
-def _sha(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
 
 
 def _text(data: bytes) -> str:

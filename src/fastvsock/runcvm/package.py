@@ -11,6 +11,7 @@ serves. (A musl Python may load a glibc object without a word, and fail later.)
 
 import hashlib
 import os
+import re
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -125,6 +126,11 @@ def build_of(data: bytes) -> Build | None:
     # The names of the C libraries, as they stand among the libraries needed, or in the linker itself.
     libc = "musl" if b"libc.musl-" in data or b"ld-musl-" in data else "glibc" if b"libc.so.6" in data else ""
     return Build(MACHINES.get(machine, f"machine {machine}"), libc)
+
+
+def is_launcher(data: bytes) -> bool:
+    """Whether a file is a launcher, of any version of fastvsock."""
+    return re.match(rb"#!/bin/sh\n# [\w-]+, of fastvsock \S+ Runs directly", data) is not None
 
 
 def launcher(path: str, site: str, version: str, python: str, linker: bool) -> bytes:

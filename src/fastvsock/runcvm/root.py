@@ -13,7 +13,7 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from types import TracebackType
@@ -200,14 +200,29 @@ class Root:
                 os.chmod(name, 0o755, dir_fd=folder)  # whatever the umask
                 os.fsync(folder)
 
-    def remove_tree(self, path: str) -> None:
-        """Remove the folder `path` with all that is in it, or the file or link there. No link is followed."""
+    def files(self, path: str) -> Iterator[str]:
+        """What is at and below `path` and is no folder. No link is followed."""
+        kind = self.kind(path)
+        if kind == "folder":
+            for name in self.names(path):
+                yield from self.files(f"{path}/{name}")
+        elif kind:
+            yield path
+
+    def remove_tree(self, path: str, but: Collection[str] = ()) -> None:
+        """Remove the folder `path` with all that is in it `but` for these, or the file or link there."""
+        if path in but:
+            return
         if self.kind(path) != "folder":
             return self.remove(path)
         for name in self.names(path):
-            self.remove_tree(f"{path}/{name}")
-        with self._at(path) as (folder, name):
-            os.rmdir(name, dir_fd=folder)
+            self.remove_tree(f"{path}/{name}", but)
+        try:
+            with self._at(path) as (folder, name):
+                os.rmdir(name, dir_fd=folder)
+        except OSError as error:
+            if error.errno != errno.ENOTEMPTY:
+                raise
 
     def _link(self, path: str) -> str | None:
         """The target of the link at `path`, a path without links but for its last name; None for anything else."""
