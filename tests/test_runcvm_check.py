@@ -6,12 +6,17 @@ import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from time import monotonic, sleep
+from typing import Any
 
 import pytest
-from runcvm.bundles import exec_script, fastvsock, make_bundle, put, runcvm
+from runcvm.bundles import OTHER_MACHINE, exec_script, fastvsock, make_bundle, of_another_machine, put, runcvm
 
+from fastvsock.commands import doctor
+from fastvsock.runcvm import bundle as bundle_module
 from fastvsock.runcvm import check
-from support import ECHO, NOTHING, Endpoint, Listener, started
+from fastvsock.runcvm.bundle import Ran
+from support import ECHO, HANG, NOTHING, Endpoint, Listener, started
 
 LAUNCHER = "scripts/runcvm-vsock-connect"
 
@@ -39,7 +44,7 @@ def test_a_bundle_that_was_installed_into_is_well(installed: Path) -> None:
     found = findings("--root", installed, code=0)
     states = {name: finding["state"] for name, finding in found.items() if name != "engine"}
     assert states.pop("bundle engine") in ("ok", "warning")  # the engine is optional
-    names = {"linker", "tar", "aliases", "exec", "launcher", "bundle python", "python", "port 22222"}
+    names = {"linker", "tar", "aliases", "exec", "launcher", "bundle python", "python", "port 22222", "uds"}
     assert states == dict.fromkeys(names, "ok")
     assert "runs through lib/ld" in found["tar"]["text"]
     assert "{}.{}.{}".format(*sys.version_info) in found["bundle python"]["text"]
@@ -63,10 +68,25 @@ def written(path: str, text: str, mode: int = 0o755) -> Callable[[Path], None]:
     return lambda bundle: put(bundle / path, text, mode)
 
 
+def linked(path: str, target: str) -> Callable[[Path], None]:
+    """The deed of putting a link in its place."""
+
+    def deed(bundle: Path) -> None:
+        (bundle / path).unlink()
+        (bundle / path).symlink_to(target)
+
+    return deed
+
+
 DEEDS: dict[str, tuple[Callable[[Path], None], str, str, str]] = {
     "no linker": (without("lib/ld"), "linker", "failed", "lib/ld is not there"),
     "no tar": (without("bin/tar"), "tar", "failed", "kubectl cp cannot work"),
-    "a tar that does not run": (without("bin/busybox"), "tar", "failed", "bin/tar does not run through lib/ld"),
+    "a tar that does not run": (
+        written("bin/busybox", "none"),
+        "tar",
+        "failed",
+        "bin/tar does not run through lib/ld: ",
+    ),
     "no aliases": (without("scripts/runcvm-ctr-defaults"), "aliases", "failed", "is not there"),
     "other aliases": (
         written("scripts/runcvm-ctr-defaults", "x=1\n"),
@@ -82,9 +102,20 @@ DEEDS: dict[str, tuple[Callable[[Path], None], str, str, str]] = {
         lambda bundle: (bundle / LAUNCHER).chmod(0o600),
         "launcher",
         "failed",
-        "not executable",
+        "run directly: it does not start (Permission denied)",
     ),
     "no python": (without("usr/bin/python3"), "bundle python", "warning", "no python3 in the bundle"),
+    "a python that is too old": (
+        written("usr/bin/python3", "#!/bin/sh\necho 'is Python 3.10' >&2\nexit 1\n"),
+        "bundle python",
+        "warning",
+        "usr/bin/python3",
+    ),
+    "a tar that leads nowhere": (linked("bin/tar", "nowhere"), "tar", "failed", "no tar in the bundle"),
+    "a tar that leads to itself": (linked("bin/tar", "tar"), "tar", "failed", "no tar in the bundle"),
+    "a tar by a mount point": (linked("bin/tar", "/.runcvm/guest/bin/busybox"), "tar", "ok", "through lib/ld"),
+    "a tar by the other": (linked("bin/tar", "/opt/runcvm/bin/busybox"), "tar", "ok", "through lib/ld"),
+    "a tar that climbs out": (linked("bin/tar", "/opt/runcvm/../../bin/tar"), "tar", "failed", "leads out"),
     "a link that leads out": (
         lambda bundle: os.rename(bundle / "led out", bundle / "bin/tar"),
         "tar",
@@ -102,6 +133,108 @@ def test_what_is_wrong_in_a_bundle_is_found(installed: Path, deed: str) -> None:
     found = findings("--root", installed)[name]
     assert found["state"] == state, found
     assert text in found["text"]
+
+
+@pytest.mark.parametrize(
+    ("printed", "state", "text"),
+    [
+        ("Python 3.14.0rc1+", "ok", "usr/bin/python3 is Python 3.14.0rc1+"),
+        ("Python 3.11.9 (75b3de9d9035, Apr 21)\n[PyPy 7.3.17 with GCC 10.2.1]", "ok", "is Python 3.11.9"),
+        ("", "failed", "tells no version"),
+        ("nonsense", "failed", "tells no version"),
+    ],
+)
+def test_the_version_of_the_bundles_python_is_read_from_whatever_it_prints(
+    installed: Path, monkeypatch: pytest.MonkeyPatch, printed: str, state: str, text: str
+) -> None:
+    real = bundle_module.run
+
+    def run(command: list[str], *arguments: Any) -> Ran:
+        return Ran(printed, "", 0) if command[-1] == "-V" else real(command, *arguments)
+
+    monkeypatch.setattr(bundle_module, "run", run)
+    found = findings("--root", installed)["bundle python"]
+    assert found["state"] == state
+    assert text in found["text"]
+    assert "10.2.1" not in found["text"]
+
+
+def test_a_look_that_fails_in_a_way_that_nobody_thought_of_is_a_finding(
+    installed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise IndexError("of nothing")
+
+    monkeypatch.setattr(bundle_module.Bundle, "find", fail)
+    monkeypatch.setattr(check, "_listening", fail)
+    found = findings("--root", installed, code=1)
+    for name in ("tar", "bundle python", "port 22222"):
+        assert found[name]["state"] == "failed"
+        assert "IndexError: of nothing" in found[name]["text"]
+    assert found["linker"]["state"] == "ok"
+
+
+def test_a_bundle_that_is_not_there_is_a_finding_among_the_others(tmp_path: Path) -> None:
+    found = findings("--root", tmp_path, code=1)
+    assert found["bundle"]["state"] == "failed"
+    assert "no RunCVM bundle there" in found["bundle"]["text"]
+    assert found["python"]["state"] == "ok"
+
+
+def test_the_form_with_proxy_needs_its_own_launcher(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "bundle", python=True)
+    assert runcvm("install", bundle, "--proxy").returncode == 0
+    assert findings("--root", bundle, code=0)["launcher"]["text"].count("scripts/") == 2
+    put(bundle / "scripts/fastvsock", "#!/bin/sh\nexit 3\n", 0o755)
+    assert "scripts/fastvsock is not fastvsock's" in findings("--root", bundle, code=1)["launcher"]["text"]
+    (bundle / "scripts/fastvsock").unlink()
+    found = findings("--root", bundle, code=1)["launcher"]
+    assert found["text"] == "scripts/fastvsock is not there, and scripts/runcvm-ctr-exec starts it"
+
+
+@pytest.mark.parametrize("program", ["lib/ld", "bin/tar"])
+def test_a_program_that_hangs_is_told_from_one_that_does_not_start_and_leaves_no_process(
+    installed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str
+) -> None:
+    monkeypatch.setattr(bundle_module, "SECONDS", 0.2)
+    (installed / program).unlink()
+    pids = tmp_path / "pids"
+    put(installed / program, f"#!/bin/sh\nsleep 900 &\necho $! >> {pids}\nwait\n", 0o755)
+    if program != "lib/ld":
+        (installed / "lib/ld").unlink()
+    found = findings("--root", installed, code=1)["tar"]
+    assert "no answer within 0.2 s" in found["text"]
+    assert "does not start" not in found["text"]
+    for pid in map(int, pids.read_text().split()):
+        await_end(pid)
+
+
+def await_end(pid: int) -> None:
+    """Wait until no such process is there; a zombie that nobody has waited for has ended as well."""
+    give_up = monotonic() + HANG
+    while monotonic() < give_up:
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return
+        except FileNotFoundError:
+            return
+        sleep(0.01)
+    raise AssertionError(f"process {pid} stays")
+
+
+def test_a_bundle_for_another_machine_is_no_failure_and_the_advice_is_to_look_there(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "bundle", python=True)
+    of_another_machine(bundle)
+    assert runcvm("install", bundle).returncode == 0
+    found = findings("--root", bundle, code=0)
+    for name in ("linker", "tar", "launcher", "bundle python", "bundle engine"):
+        assert found[name]["state"] == "warning"
+        assert f"built for {OTHER_MACHINE}" in found[name]["text"]
+        assert "cannot be run here" in found[name]["text"]
+        assert f"a machine of {OTHER_MACHINE}" in found[name]["advice"]
+    assert found["exec"]["state"] == found["aliases"]["state"] == "ok"
+    (bundle / "bin/tar").unlink()
+    assert findings("--root", bundle, code=1)["tar"]["state"] == "failed"
 
 
 def test_an_engine_that_does_not_load_is_a_warning_that_says_why(installed: Path) -> None:
@@ -213,6 +346,47 @@ def test_the_text_names_each_finding_and_what_to_do(tmp_path: Path) -> None:
     assert any(line.startswith("ok       python") for line in lines)
     at = next(index for index, line in enumerate(lines) if line.startswith("failed   uds"))
     assert "-> start the VMM" in lines[at + 1]
+
+
+def test_without_a_socket_it_says_that_none_was_looked_at(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(doctor, "UDS", str(tmp_path / "none"))
+    found = findings(code=0)["uds"]
+    assert found["state"] == "ok"
+    assert found["text"] == f"not looked at: none is given, and there is none at {tmp_path}/none"
+
+
+@pytest.mark.parametrize("arguments", [[""], ["", "22"]])
+def test_an_empty_socket_path_is_wrong_usage(arguments: list[str]) -> None:
+    result = fastvsock("doctor", *arguments)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "UDS is empty" in result.stderr
+
+
+def test_a_short_path_is_connected_to_without_proc(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.open
+
+    def without_proc(path: Any, flags: int, *arguments: Any, **options: Any) -> int:
+        return real("/dev/null" if flags & os.O_PATH else path, flags, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", without_proc)
+    assert findings(endpoint.uds, code=0)["connect"]["state"] == "ok"
+
+
+def test_no_answer_is_told_with_what_a_vmm_may_have(listener: Listener, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check, "TIMEOUT", 0.1)
+    found = findings(listener.uds, "22", code=1)["handshake"]
+    assert "no answer for guest port 22 within 0.1 s" in found["text"]
+    assert "--timeout" not in found["text"]
+    assert "--wait" not in findings(listener.uds, "22", code=1)["handshake"]["text"]
+    assert found["advice"].startswith("see whether the VMM is paused, or out of file descriptors")
+
+
+def test_a_refused_port_names_no_option_that_doctor_does_not_have(endpoint: Endpoint) -> None:
+    assert "--" not in findings(endpoint.uds, str(NOTHING), code=1)["handshake"]["text"]
+
+
+def test_the_global_port_is_that_of_this_network_namespace() -> None:
+    assert findings()["port 22222"]["text"] == "nothing listens on 127.0.0.1:22222 in this network namespace"
 
 
 def test_a_port_that_is_none_is_an_error_and_no_finding() -> None:

@@ -22,6 +22,7 @@ ALIASES = sorted(path.stem for path in HERE.glob("defaults/*.sh"))
 OLD_TRANSPORT = (
     "#!/bin/bash\n# A pipeline, as it was\n{ printf 'CONNECT %s\\n' \"$2\"; cat; } | socat UNIX-CONNECT:$1 -\n"
 )
+OTHER_MACHINE, OTHER = ("aarch64", 183) if os.uname().machine == "x86_64" else ("x86_64", 62)
 # As the launchers are: for the kernel, for a shell and for Python.
 RECORD = """#!/bin/sh
 ''':'
@@ -61,6 +62,13 @@ def make_bundle(folder: Path, shape: str = "fork", aliases: str = "long", *, pyt
     put(folder / "usr/bin/dbclient", RECORD, 0o755)
     put(folder / "usr/bin/socat", RECORD, 0o755)
     return folder
+
+
+def of_another_machine(bundle: Path) -> None:
+    """Have the bundle's programs say that they are for `OTHER_MACHINE`, as those of a node of that kind do."""
+    for path in (*(bundle / "bin").iterdir(), *(bundle / "lib").iterdir(), *(bundle / "usr/bin").iterdir()):
+        if path.is_file() and not path.is_symlink() and (data := path.read_bytes()).startswith(b"\x7fELF"):
+            path.write_bytes(data[:18] + OTHER.to_bytes(2, "little") + data[20:])
 
 
 def put(path: Path, text: str, mode: int) -> None:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from .. import errors
 from ..handshake import parse_port
 
 if TYPE_CHECKING:
@@ -38,8 +39,10 @@ def look(options: argparse.Namespace) -> "list[Finding]":
     from ..runcvm import check
 
     port = None if options.port is None else parse_port(options.port)
+    if options.uds == "":
+        raise errors.UsageError("UDS is empty: give the uds_path of a VMM's vsock device, or leave it out")
     uds = options.uds or (UDS if os.path.exists(UDS) else None)
-    return [*check.check_here(), *(check.check_uds(uds, port) if uds else [])]
+    return [*check.check_here(), *(check.check_uds(uds, port) if uds else [check.no_uds(UDS)])]
 
 
 def report(findings: "Sequence[Finding]", options: argparse.Namespace) -> int:

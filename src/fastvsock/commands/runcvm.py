@@ -107,9 +107,13 @@ def _uninstall(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace) -> int:
     from ..runcvm import check, install
+    from ..runcvm.root import BundleError
 
-    with install.opened(options.root, lock=False) as root:
-        findings = list(check.check_bundle(root))
+    try:
+        with install.opened(options.root, lock=False) as root:
+            findings = list(check.check_bundle(root))
+    except BundleError as error:
+        findings = [check.no_bundle(error)]
     return doctor.report([*findings, *doctor.look(options)], options)
 
 

@@ -5,21 +5,47 @@ as RunCVM mounts it. So they are run as RunCVM's own aliases run them: by `lib/l
 """
 
 import os
+import re
 import shutil
+import signal
 import subprocess
+import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 from .package import Build, build_of
-from .root import BundleError, Root
+from .root import BundleError, CircleError, Root
 
 DEFAULTS = "scripts/runcvm-ctr-defaults"
 EXEC = "scripts/runcvm-ctr-exec"
 LINKER = "lib/ld"
 FOLDERS = ("usr/sbin", "usr/bin", "sbin", "bin")  # in the order of RUNCVM_PATH in runcvm-ctr-defaults
-SECONDS = 20.0
-PYTHON = "import os, sys; sys.exit(sys.version_info < (3, 11))"
+SECONDS = 5.0  # for a program to answer: what is asked of it is done in a fraction of one
+PYTHON = "import sys; sys.exit(None if sys.version_info >= (3, 11) else 'is Python %d.%d' % sys.version_info[:2])"
+ADD_PYTHON = (
+    "in a container without python3 3.11 or newer every exec and cp will fail: add python3 to RunCVM's bundle "
+    "(BUNDELF_BINARIES in its Dockerfile)"
+)
 APPLETS = 64  # a busybox with fewer names in it than this was not understood
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a program printed, and how it ended: its exit status, or why it has none."""
+
+    out: str
+    err: str
+    status: int | None
+    why: str = ""
+    late: bool = False
+
+    @property
+    def wrong(self) -> str:
+        """What is wrong with it, in few words; empty where it ended well."""
+        last = self.err.strip().rpartition("\n")[2]
+        return self.why or (last or f"exit status {self.status}") * (self.status != 0)
 
 
 class Bundle:
@@ -29,8 +55,19 @@ class Bundle:
         self.root = root
 
     def find(self, program: str) -> str:
-        """The path of a program in the bundle, as its scripts would find it; empty where it is not there."""
-        return next((path for folder in FOLDERS if self.root.kind(path := f"{folder}/{program}")), "")
+        """The path of a program in the bundle, as its scripts would find it; empty where it is not there.
+
+        A link that leads nowhere is nothing to them. One that leads out of the bundle may be something.
+        """
+        return next((path for folder in FOLDERS if self._is_there(path := f"{folder}/{program}")), "")
+
+    def _is_there(self, path: str) -> bool:
+        try:
+            return bool(self.root.kind(self.root.real(path)))
+        except CircleError:
+            return False
+        except BundleError:
+            return bool(self.root.kind(path))
 
     @cached_property
     def has_linker(self) -> bool:
@@ -48,22 +85,58 @@ class Bundle:
         musl = any(entry.startswith("ld-musl-") for entry in [name, *self.root.names("lib")])
         return Build(build.machine, "musl" if musl else "glibc")
 
+    @cached_property
+    def foreign(self) -> str:
+        """The machine that the bundle is built for, where it cannot be run here (qemu's binfmt can); else empty."""
+        here = build_of(Path(sys.executable).read_bytes())
+        if self.build is None or here is None or self.build.machine == here.machine:
+            return ""
+        return self.build.machine if run([self.root.full(LINKER)]).status is None else ""
+
     def command(self, path: str, *arguments: str) -> list[str]:
         """The command line that runs the bundle's program at `path` here."""
         linker = [self.root.full(LINKER)] if self.has_linker else []
-        # Not the resolved name: busybox looks at the name that it is called by.
-        self.root.full(path)
-        return [*linker, f"{self.root.path}/{self.root.place(path)}", *arguments]
+        # The links are followed here, since one by a mount point of the bundle leads elsewhere for the kernel.
+        real, name = self.root.full(path), os.path.basename(path)
+        applet = [name] if os.path.basename(real) == "busybox" != name else []
+        return [*linker, real, *applet, *arguments]
 
-    def run(self, path: str, *arguments: str, data: bytes = b"") -> subprocess.CompletedProcess[bytes] | None:
-        """Run a program of the bundle; None where it does not start, or does not end in time."""
-        return run(self.command(path, *arguments), data)
+    def run(self, path: str, *arguments: str, data: bytes = b"", seconds: float | None = None) -> Ran:
+        """Run a program of the bundle. One that a link leads to outside of it is not run: `BundleError`."""
+        command = self.command(path, *arguments)
+        return run(command, data) if seconds is None else run(command, data, seconds)
+
+    @property
+    def python(self) -> str:
+        """The path of a Python in the bundle that is new enough; empty where there is none."""
+        return self._python[0]
+
+    @property
+    def no_python(self) -> str:
+        """Why there is none."""
+        return self._python[1]
+
+    @property
+    def late_python(self) -> bool:
+        """Whether there is one, but it did not answer in time."""
+        return self._python[2]
 
     @cached_property
-    def python(self) -> str:
-        """The path of a Python in the bundle that runs and is new enough; empty where there is none."""
+    def _python(self) -> tuple[str, str, bool]:
         found = self.find("python3")
-        return found if found and self._starts(found, "-IS", "-c", PYTHON) else ""
+        if not found:
+            return "", "no python3 in the bundle", False
+        if self.foreign:
+            named = re.fullmatch(r"python3\.(\d+)", os.path.basename(self.root.real(found)))
+            file = self.root.read(found)
+            build = build_of(file.data) if file else None
+            fits = build and build.machine == self.foreign and not (named and int(named[1]) < 11)
+            return (found, "", False) if fits else ("", f"{found}: is none for {self.foreign}, or is too old", False)
+        try:
+            ran = self.run(found, "-IS", "-c", PYTHON)
+        except BundleError as error:
+            return "", str(error), False
+        return ("", f"{found}: {ran.wrong}", ran.late) if ran.wrong else (found, "", False)
 
     @cached_property
     def applets(self) -> tuple[set[str] | None, str]:
@@ -71,38 +144,45 @@ class Bundle:
         busybox = self.root.read("bin/busybox")
         if busybox is None:
             return None, "bin/busybox is not there"
-        result = self.run("bin/busybox", "--list")
-        if result and result.returncode == 0:
-            return set(result.stdout.decode(errors="replace").split()), ""
+        ran = self.run("bin/busybox", "--list")
+        if not ran.wrong:
+            return set(ran.out.split()), ""
         names = _names_in(busybox.data)
+        why = f"bin/busybox does not run here ({ran.wrong})"
         if len(names) < APPLETS:
-            return None, "bin/busybox does not run here, and no list of applets was found in it"
-        return names, "bin/busybox does not run here; its applets were read from the file"
+            return None, f"{why}, and no list of applets was found in it"
+        return names, f"{why}; its applets were read from the file"
 
     @cached_property
     def bash(self) -> list[str]:
         """The command line of a bash, the bundle's or this machine's; empty where there is none."""
         found = self.find("bash")
-        if found and self._starts(found, "-c", "exit 0"):
-            return self.command(found)
+        try:
+            if found and not self.run(found, "-c", "exit 0").wrong:
+                return self.command(found)
+        except BundleError:  # a link leads out of the bundle
+            pass
         here = shutil.which("bash")
         return [here] if here else []
 
-    def _starts(self, path: str, *arguments: str) -> bool:
-        """Whether a program runs here and ends well. One that a link leads to outside of the bundle does not."""
-        try:
-            result = self.run(path, *arguments)
-        except BundleError:
-            return False
-        return result is not None and result.returncode == 0
 
-
-def run(command: Sequence[str], data: bytes = b"") -> subprocess.CompletedProcess[bytes] | None:
-    """Run a command with `data` as its input; None where it does not start, or does not end in time."""
+def run(command: Sequence[str], data: bytes = b"", seconds: float | None = None) -> Ran:
+    """Run a command with `data` as its input, and end it with all its children where it takes more than `seconds`."""
+    limit = SECONDS if seconds is None else seconds
+    pipe = subprocess.PIPE
     try:
-        return subprocess.run(command, input=data, capture_output=True, timeout=SECONDS, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
+        process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True)
+    except OSError as error:
+        return Ran("", "", None, f"it does not start ({error.strerror})")
+    with process:
+        try:
+            out, err = process.communicate(data, limit)
+        except subprocess.TimeoutExpired:
+            return Ran("", "", None, f"no answer within {limit:g} s", late=True)
+        finally:
+            if process.returncode is None:
+                os.killpg(process.pid, signal.SIGKILL)
+    return Ran(out.decode(errors="replace"), err.decode(errors="replace"), process.returncode)
 
 
 def _names_in(data: bytes) -> set[str]:

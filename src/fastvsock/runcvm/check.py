@@ -6,19 +6,22 @@ the aliases), `check_here` for this Python and this machine, `check_uds` for a V
 
 import errno
 import os
+import re
 import shutil
 import socket
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 from .. import engines, errors, handshake
 from . import scripts
-from .bundle import DEFAULTS, EXEC, Bundle, run
-from .package import CONNECT, HOME
+from .bundle import ADD_PYTHON, DEFAULTS, EXEC, Bundle, run
+from .install import uses_umbrella
+from .package import CONNECT, HOME, UMBRELLA, is_launcher
 from .root import BundleError, Root
 
 OK, WARNING, FAILED = "ok", "warning", "failed"
@@ -53,18 +56,27 @@ def check_bundle(root: Root) -> Iterator[Finding]:
     """The bundle: tar, the aliases, the exec script, the launcher, Python and the engine."""
     bundle = Bundle(root)
     for look in (_linker, _tar, _aliases, _exec, _launcher, _bundle_python, _bundle_engine):
-        try:
-            yield look(bundle)
-        except BundleError as error:
-            name = look.__name__.strip("_").replace("_", " ")
-            yield Finding(name, FAILED, str(error), "have RunCVM install its bundle anew")
+        yield _looked(look.__name__.strip("_").replace("_", " "), look, bundle)
 
 
 def check_here() -> Iterator[Finding]:
     """This Python, its engine, and who holds RunCVM's global port here."""
-    yield _python(".".join(map(str, sys.version_info[:3])), sys.executable)
-    yield _own_engine()
-    yield _global_port()
+    yield _looked("python", _python, f"Python {sys.version}", sys.executable)
+    yield _looked("engine", _own_engine)
+    yield _looked("port 22222", _global_port)
+
+
+def _looked(name: str, look: Callable[..., Finding], *arguments: Any) -> Finding:
+    """What a look finds. What it fails at is a finding too: the others are still worth having."""
+    try:
+        return look(*arguments)
+    except BundleError as error:
+        return Finding(name, FAILED, str(error), "have RunCVM install its bundle anew")
+    except Exception as error:
+        if os.environ.get("FASTVSOCK_DEBUG") == "1":
+            raise
+        text = f"cannot be looked at: {type(error).__name__}: {error}"
+        return Finding(name, FAILED, text, "look by hand (FASTVSOCK_DEBUG=1 shows where it failed)")
 
 
 def check_uds(uds: str, port: int | None) -> Iterator[Finding]:
@@ -82,29 +94,47 @@ def check_uds(uds: str, port: int | None) -> Iterator[Finding]:
         )
         return
     yield Finding("uds", OK, f"{uds}: is a socket")
-    reached = _connect(uds)
+    reached = _looked("connect", _connect, uds)
     yield reached
     if port is not None and reached.state == OK:
-        yield _handshake(uds, port)
+        yield _looked("handshake", _handshake, uds, port)
+
+
+def no_uds(usual: str) -> Finding:
+    """That no socket was looked at."""
+    return Finding("uds", OK, f"not looked at: none is given, and there is none at {usual}")
+
+
+def no_bundle(error: BundleError) -> Finding:
+    """That there is no bundle to look at."""
+    return Finding("bundle", FAILED, str(error), "install RunCVM first, or look where its bundle is")
 
 
 def _linker(bundle: Bundle) -> Finding:
     if not bundle.has_linker:
         return Finding("linker", FAILED, "lib/ld is not there or not executable", "have RunCVM install its bundle anew")
+    if bundle.foreign:
+        return _untried("linker", "lib/ld", bundle)
     return Finding("linker", OK, f"lib/ld is there, for {bundle.build or 'a machine that it does not tell'}")
+
+
+def _untried(check: str, what: str, bundle: Bundle) -> Finding:
+    """What is there, and belongs to another machine than this one."""
+    text = f"{what} is there, built for {bundle.foreign}, and cannot be run here"
+    return Finding(check, WARNING, text, f"run: fastvsock runcvm check, on a machine of {bundle.foreign}")
 
 
 def _tar(bundle: Bundle) -> Finding:
     path = bundle.find("tar")
     if not path:
         return Finding("tar", FAILED, "no tar in the bundle: kubectl cp cannot work", f"{INSTALL}, which links busybox")
-    result = bundle.run(path, "-t", "-f", "-", data=EMPTY_ARCHIVE)
+    ran = bundle.run(path, "-t", "-f", "-", data=EMPTY_ARCHIVE)
     through = "through lib/ld" if bundle.has_linker else "without lib/ld"
-    if result is None or result.returncode != 0:
-        said = result.stderr.decode(errors="replace").strip() if result else "it does not start"
-        return Finding(
-            "tar", FAILED, f"{path} does not run {through}: {said}", "link bin/tar to a busybox that has tar"
-        )
+    if ran.wrong and bundle.foreign:
+        return _untried("tar", path, bundle)
+    if ran.wrong:
+        text = f"{path} does not run {through}: {ran.wrong}"
+        return Finding("tar", FAILED, text, "link bin/tar to a busybox that has tar")
     return Finding("tar", OK, f"{path} runs {through}")
 
 
@@ -140,47 +170,77 @@ def _script(bundle: Bundle, path: str) -> str:
 
 
 def _launcher(bundle: Bundle) -> Finding:
-    if bundle.root.read(CONNECT) is None:
-        return Finding("launcher", FAILED, f"{CONNECT} is not there", INSTALL)
-    full = bundle.root.full(CONNECT)
-    python = bundle.command(bundle.python) if bundle.python else [shutil.which("python3") or "python3"]
-    for way, command in (("directly", [full]), ("as python3 PATH", [*python, full])):
-        result = run([*command, "--version"])
-        said = result.stdout.decode(errors="replace").strip() if result else ""
-        if result is None or result.returncode != 0 or not said.startswith("runcvm-vsock-connect "):
-            last = result.stderr.decode(errors="replace").strip().rpartition("\n")[2] if result else "not executable"
-            return Finding("launcher", FAILED, f"{CONNECT} is not fastvsock's, run {way}: {last or said!r}", INSTALL)
-    return Finding("launcher", OK, f"{CONNECT} starts, directly and as python3 PATH: {said}")
+    """The transport's launcher, and the other one where the exec script starts that."""
+    proxied = uses_umbrella(_script(bundle, EXEC))
+    said = []
+    for path in (CONNECT, UMBRELLA) if proxied else (CONNECT,):
+        file = bundle.root.read(path)
+        if file is None:
+            why = f", and {EXEC} starts it" if path == UMBRELLA else ""
+            return Finding("launcher", FAILED, f"{path} is not there{why}", INSTALL)
+        wrong, version = "", ""
+        if not bundle.foreign:
+            wrong, version = _version(bundle, path)
+        elif not is_launcher(file.data):
+            wrong = "it has another head"
+        if wrong:
+            return Finding("launcher", FAILED, f"{path} is not fastvsock's{wrong}", INSTALL)
+        said.append(f"{path} ({version})")
+    if bundle.foreign:
+        return _untried("launcher", CONNECT, bundle)
+    return Finding("launcher", OK, f"starts directly and as python3 PATH: {' and '.join(said)}")
+
+
+def _version(bundle: Bundle, path: str) -> tuple[str, str]:
+    """What is wrong with a launcher that is started in both ways, and what it says of itself."""
+    full, name = bundle.root.full(path), os.path.basename(path)
+    said = ""
+    for way, command in (("directly", [full]), ("as python3 PATH", [*_interpreter(bundle), full])):
+        ran = run([*command, "--version"])
+        said = ran.out.strip()
+        if ran.wrong or not said.startswith(f"{name} "):
+            return f", run {way}: {ran.wrong or repr(said)}", ""
+    return "", said
+
+
+def _interpreter(bundle: Bundle) -> list[str]:
+    """The command line of the Python that serves the launcher."""
+    return bundle.command(bundle.python) if bundle.python else [shutil.which("python3") or "python3"]
 
 
 def _bundle_python(bundle: Bundle) -> Finding:
-    name = bundle.find("python3")
-    result = bundle.run(name, "-V") if name else None
-    if result and result.returncode == 0:
-        return _python(result.stdout.decode().split()[-1], name, "bundle python")
+    name = "bundle python"
+    if bundle.python and bundle.foreign:
+        return _untried(name, bundle.python, bundle)
+    if bundle.python:
+        return _python(bundle.run(bundle.python, "-V").out, bundle.python, name)
     here = shutil.which("python3")
-    what = f"{name} does not run" if name else "no python3 in the bundle"
     if here is None:
-        return Finding("bundle python", FAILED, f"{what}, nor in PATH", "add python3, 3.11 or newer, to RunCVM's image")
-    advice = "add python3 to RunCVM's bundle: not every container has one"
-    return Finding("bundle python", WARNING, f"{what}: the one in PATH serves, {here}", advice)
+        return Finding(name, FAILED, f"{bundle.no_python}, and none in PATH", ADD_PYTHON)
+    return Finding(name, WARNING, f"{bundle.no_python}: the launcher takes the one in PATH, here {here}", ADD_PYTHON)
 
 
 def _bundle_engine(bundle: Bundle) -> Finding:
     file = bundle.root.read(CONNECT)
     site = next((f"{HOME}/{name}" for name in bundle.root.names(HOME) if file and name.encode() in file.data), "")
-    python = bundle.command(bundle.python) if bundle.python else [shutil.which("python3") or "python3"]
-    result = run([*python, "-IS", "-c", ENGINE, bundle.root.full(site)]) if site else None
-    if result is None or result.returncode != 0:
-        return Finding("bundle engine", FAILED, "no package of fastvsock that loads in the bundle", INSTALL)
-    chosen, _, reason = result.stdout.decode().strip().partition(" ")
+    if site and bundle.foreign:
+        return _untried("bundle engine", site, bundle)
+    ran = run([*_interpreter(bundle), "-IS", "-c", ENGINE, bundle.root.full(site)]) if site else None
+    if ran is None or ran.wrong:
+        why = f": {ran.wrong}" if ran else ""
+        return Finding("bundle engine", FAILED, f"no package of fastvsock that loads in the bundle{why}", INSTALL)
+    chosen, _, reason = ran.out.strip().partition(" ")
     return _engine(chosen, reason, "bundle engine")
 
 
-def _python(version: str, path: str, check: str = "python") -> Finding:
-    if tuple(map(int, version.split(".")[:2])) < (3, 11):
-        return Finding(check, FAILED, f"{path} is Python {version}", "fastvsock needs 3.11 or newer")
-    return Finding(check, OK, f"{path} is Python {version}")
+def _python(said: str, path: str, check: str = "python") -> Finding:
+    """`said` is what `python3 -V` prints: PyPy has more numbers in it."""
+    version = re.search(r"Python (\d+)\.(\d+)[\w.+]*", said)
+    if version is None:
+        return Finding(check, FAILED, f"{path} tells no version: {said!r}", "see that it is Python 3.11 or newer")
+    if tuple(map(int, version.groups())) < (3, 11):
+        return Finding(check, FAILED, f"{path} is {version.group()}", "fastvsock needs 3.11 or newer")
+    return Finding(check, OK, f"{path} is {version.group()}")
 
 
 def _engine(chosen: str, reason: str, check: str = "engine") -> Finding:
@@ -204,12 +264,14 @@ def _own_engine() -> Finding:
 
 def _connect(uds: str) -> Finding:
     """Whether a connection is taken; nothing is said on it."""
-    held = -1
+    held, address = -1, uds
     try:
-        held = os.open(uds, os.O_PATH | os.O_CLOEXEC)
+        if len(os.fsencode(uds)) > handshake.SUN_PATH_MAX:  # longer than an address: unix(7)
+            held = os.open(uds, os.O_PATH | os.O_CLOEXEC)
+            address = f"/proc/self/fd/{held}"
         with socket.socket(socket.AF_UNIX) as sock:
             sock.settimeout(TIMEOUT)
-            sock.connect(f"/proc/self/fd/{held}")  # a path may be longer than an address: unix(7)
+            sock.connect(address)
         return Finding("connect", OK, f"{uds}: may be connected to")
     except OSError as error:
         advice = {
@@ -227,8 +289,13 @@ def _handshake(uds: str, port: int) -> Finding:
     started = perf_counter()
     try:
         handshake.connect(uds, port, TIMEOUT).close()
+    except errors.HandshakeTimeoutError:
+        text = f"{uds}: no answer for guest port {port} within {TIMEOUT:g} s"
+        advice = "see whether the VMM is paused, or out of file descriptors (its limit of open files, 1,024 is usual)"
+        return Finding("handshake", FAILED, text, advice)
     except errors.ConnectError as error:
-        return Finding("handshake", FAILED, str(error), f"see that the guest runs and listens on vsock port {port}")
+        text = re.sub(r" \(--\w+ [^)]*\)$", "", str(error))  # an option that the transport has
+        return Finding("handshake", FAILED, text, f"see that the guest runs and listens on vsock port {port}")
     seconds = perf_counter() - started
     text = f"guest port {port} answered in {seconds * 1000:.1f} ms"
     if seconds > SLOW:
@@ -239,7 +306,7 @@ def _handshake(uds: str, port: int) -> Finding:
 def _global_port() -> Finding:
     inodes = {inode for table in ("tcp", "tcp6") for inode in _listening(Path("/proc/net", table))}
     if not inodes:
-        return Finding("port 22222", OK, "nothing listens on 127.0.0.1:22222")
+        return Finding("port 22222", OK, "nothing listens on 127.0.0.1:22222 in this network namespace")
     who = ", ".join(_holders(inodes)) or "a process that this user may not look into"
     advice = "whatever goes through it shares it: end it, once exec and cp have transports of their own"
     return Finding("port 22222", WARNING, f"127.0.0.1:22222 is held by {who}", advice)

@@ -22,12 +22,13 @@ from pathlib import Path
 from typing import Any
 
 from . import package, scripts
-from .bundle import DEFAULTS, EXEC, Bundle, run
+from .bundle import ADD_PYTHON, DEFAULTS, EXEC, Bundle, run
 from .journal import BACKUP, FILES, FORMAT, LOST, OURS, Content, Journal, holds, sha
 from .package import CONNECT, HOME, UMBRELLA, Package
 from .root import BundleError, File, Meta, Root
 
 TAR = "bin/tar"
+COMPILING = 120.0  # seconds; takes one, but a node may be busy, and what is missing then is missing for each start
 RANK = {DEFAULTS: 1, EXEC: 2}  # what starts the transport is put in place last, and taken away first
 UMBRELLA_USED = re.compile(r"/fastvsock[\"'}]*\s+proxy\s")
 SITE = re.compile(rf"{HOME}/[^/\s\"']+-[0-9a-f]{{12}}(?![0-9a-f])")
@@ -53,8 +54,8 @@ class Change:
     def show(self) -> str:
         """The change as a unified diff; a link in one line."""
         if isinstance(self.before, str) or isinstance(self.after, str):
-            sign, target = ("+", self.after) if self.after else ("-", self.before)
-            return f"{sign}{self.path} -> {target}\n"
+            ends = (("-", self.before), ("+", self.after))
+            return "".join(f"{sign}{self.path} -> {target}\n" for sign, target in ends if isinstance(target, str))
         old, new = (_lines(file) for file in (self.before, self.after))
         lines = difflib.unified_diff(old, new, self._name("a", self.before), self._name("b", self.after))
         diff = "".join(line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in lines)
@@ -201,8 +202,7 @@ class _Installation:
         self._files = self._fitting(files)
         self._edit(DEFAULTS, scripts.add_alias)
         self._edit(EXEC, lambda text: scripts.end_proxy(text, proxy))
-        if not self.bundle.python:
-            self._note("the bundle has no python3 of 3.11 or newer that runs here: the launcher takes it from PATH")
+        self._python()
         self._launch(CONNECT)
         script = self._wanted.get(root.real(EXEC))
         if isinstance(script, File) and uses_umbrella(_text(script.data)):
@@ -260,11 +260,21 @@ class _Installation:
         bash = self.bundle.bash
         if not bash:
             return "there is no bash, here or in the bundle, to check the edited script with"
-        result = run([*bash, "-n"], data)
-        if result is None or result.returncode != 0:
-            said = result.stderr.decode(errors="replace").strip() if result else "it did not start"
-            return f"bash -n fails on the edited script ({said})"
-        return ""
+        ran = run([*bash, "-n"], data)
+        said = "; ".join(ran.err.split("\n")).strip("; ")
+        return f"bash -n fails on the edited script ({said or ran.wrong})" if ran.wrong else ""
+
+    def _python(self) -> None:
+        """Tell what the launchers will be run by, where that is not a Python of the bundle's that runs."""
+        bundle = self.bundle
+        if bundle.late_python:  # a machine that is busy now must not decide for ever
+            self.plan.undone.append(
+                f"{bundle.no_python}: the launcher is made without it, and takes python3 from PATH: install again"
+            )
+        if not bundle.python:
+            self._note(f"{bundle.no_python}: the launcher takes python3 from PATH; {ADD_PYTHON}")
+        elif bundle.foreign:
+            self._note(f"the bundle is built for {bundle.foreign}, and its {bundle.python} cannot be tried here")
 
     def _launch(self, name: str) -> None:
         """Plan a launcher."""
@@ -280,12 +290,16 @@ class _Installation:
 
     def _tar(self) -> None:
         """Plan the link for tar, where the bundle has none."""
-        path = self.root.place(TAR)
+        path, found = self.root.place(TAR), self.bundle.find("tar")
         ours = self.before.is_ours(path, self.before.now(path))
-        if not ours and self.bundle.find("tar"):
+        if found and not ours:
+            try:
+                self.root.real(found)
+            except BundleError as error:
+                self.plan.undone.append(f"{error}; kubectl cp will not work: by hand: link it to a busybox with tar")
             return
         applets, why = self.bundle.applets
-        if ours or (applets and "tar" in applets):
+        if (ours and found) or (applets and "tar" in applets):
             self._wanted[path] = "busybox"
             self.plan.notes += [why] * (bool(why) and not ours)
             return
@@ -320,7 +334,7 @@ class _Installation:
         root, files, site = self.root, self._files, self._files.site()
         former = self.before.former if self.before.site == site else self.before.site
         complete = all(holds(root, f"{site}/{path}", data) for path, data in files.files.items())
-        compiled = not self.bundle.python or bool(root.names(f"{site}/fastvsock/__pycache__"))
+        compiled = not self.bundle.python or self.bundle.foreign or bool(root.names(f"{site}/fastvsock/__pycache__"))
         self.plan.package = None if complete and compiled else files
         used = {site, former, *_users(root, self.plan)}
         others = [path for name in root.names(HOME) if SITE.fullmatch(path := f"{HOME}/{name}") and path not in used]
@@ -346,7 +360,7 @@ def _put_package(root: Root, files: Package) -> None:
 
 
 def _compiled(bundle: Bundle, files: Package) -> dict[str, bytes]:
-    if not bundle.python:
+    if not bundle.python or bundle.foreign:
         return {}
     with tempfile.TemporaryDirectory(prefix="fastvsock-") as folder:
         for path, data in files.files.items():
@@ -356,7 +370,7 @@ def _compiled(bundle: Bundle, files: Package) -> dict[str, bytes]:
                 place.write_bytes(data)
         # Unchecked: the folder is named after the sources, so the two cannot differ.
         options = ["--invalidation-mode", "unchecked-hash", "-q", "-s", folder]
-        bundle.run(bundle.python, "-IS", "-m", "compileall", *options, folder)
+        bundle.run(bundle.python, "-IS", "-m", "compileall", *options, folder, seconds=COMPILING)
         return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(Path(folder).rglob("*.pyc"))}
 
 

@@ -2,8 +2,9 @@
 
 A path is resolved here and not by the kernel: each name is opened relative to the folder before it, with O_NOFOLLOW,
 and a symbolic link is read and followed only while it stays inside the root (openat2(2) has RESOLVE_BENEATH for that,
-which Python's `os` does not offer). Absolute links count as leading out: the bundle is seen at several places. The
-same walk serves each access anew, so a link that is put there between two of them is met with O_NOFOLLOW as well.
+which Python's `os` does not offer). Absolute links lead out, but for those by a place where RunCVM shows the bundle:
+they stay in this one. The same walk serves each access anew, so a link that is put there between two of them is met
+with O_NOFOLLOW as well.
 
 Every change is one rename(2) of a finished and synced file, so whoever looks, or whatever is killed, finds the old
 file or the new one.
@@ -21,12 +22,17 @@ from types import TracebackType
 from ..errors import FastvsockError
 
 HOPS = 40  # symbolic links on the way of one path, as in the kernel: path_resolution(7)
+MOUNTS = ("/.runcvm/guest/", "/opt/runcvm/")  # in containers and guests, and on the node
 FOLDER = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 MAX_FILE = 1 << 26  # bytes; no file that is edited or compared comes near
 
 
 class BundleError(FastvsockError):
     """The bundle cannot be worked on as it is."""
+
+
+class CircleError(BundleError):
+    """A symbolic link that leads back to itself."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +96,12 @@ class Root:
                 done.append(name)
                 continue
             hops += 1
-            if target.startswith("/") or hops > HOPS:
+            if hops > HOPS:
+                raise CircleError(f"{self.path}: {path} goes round in a circle: {'/'.join([*done, name])} -> {target}")
+            mount = next((mount for mount in MOUNTS if target.startswith(mount)), "")
+            if mount:
+                done, target = [], target.removeprefix(mount)
+            if target.startswith("/"):
                 raise BundleError(
                     f"{self.path}: {path} leads out of the bundle, through the link "
                     f"{'/'.join([*done, name])} -> {target}; nothing is changed through it"
