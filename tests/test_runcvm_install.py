@@ -453,6 +453,54 @@ def test_a_file_that_is_no_wheel_of_fastvsock_is_refused(bundle: Path, tmp_path:
     assert snapshot(bundle) == before
 
 
+def spoiled_wheel(path: Path, how: str) -> Path:
+    """A wheel of fastvsock that has something wrong with it."""
+    make_wheel(path)
+    texts: dict[str, dict[str, str | bytes]] = {
+        "no __init__.py": {"fastvsock/entry.py": "#"},
+        "no version": {"fastvsock/entry.py": "#", "fastvsock/__init__.py": "__version__ = None"},
+        "a version that is a path": {"fastvsock/entry.py": "#", "fastvsock/__init__.py": '__version__ = "../.."'},
+        "a module that is no text": {"fastvsock/entry.py": "#", "fastvsock/__init__.py": b"\xff__version__"},
+    }
+    if how in texts:
+        with zipfile.ZipFile(path, "w") as wheel:
+            for name, text in texts[how].items():
+                wheel.writestr(name, text)
+        return path
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as wheel:
+        wheel.writestr("fastvsock/entry.py", os.urandom(99).hex())
+        info = wheel.infolist()[0]
+    data = bytearray(path.read_bytes())
+    at = info.header_offset + 30 + len(info.filename)
+    if how == "a damaged member":
+        data[at : at + 20] = b"\xff" * 20
+    else:  # of another compression: twice, in the member's header and in the directory
+        data[8:10] = data[data.rindex(b"PK\x01\x02") + 10 :][:2] = (93).to_bytes(2, "little")
+        data[data.rindex(b"PK\x01\x02") + 10] = 93
+    path.write_bytes(data)
+    return path
+
+
+SPOILED = (
+    "no __init__.py",
+    "no version",
+    "a version that is a path",
+    "a module that is no text",
+    "a damaged member",
+    "an unknown compression",
+)
+
+
+@pytest.mark.parametrize("how", SPOILED)
+def test_a_wheel_that_is_damaged_or_odd_is_refused_in_a_sentence(bundle: Path, tmp_path: Path, how: str) -> None:
+    wheel = spoiled_wheel(tmp_path / "odd.whl", how)
+    before = snapshot(bundle)
+    said = installed(bundle, "--wheel", wheel, code=1).stderr
+    assert said.startswith(f"fastvsock: {wheel}: ")
+    assert said.count("\n") == 1
+    assert snapshot(bundle) == before
+
+
 def launched(bundle: Path, *arguments: str, before: list[str] | None = None, **variables: str) -> str:
     """What the launcher prints."""
     command = [*(before or []), str(bundle / LAUNCHER), *arguments]

@@ -16,12 +16,12 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from .. import __version__
 from .root import BundleError
 
 HOME = "lib/fastvsock"
 CONNECT = "scripts/runcvm-vsock-connect"
 UMBRELLA = "scripts/fastvsock"
+INIT = "fastvsock/__init__.py"
 MACHINES = {62: "x86_64", 183: "aarch64", 40: "arm", 243: "riscv64"}  # e_machine: elf.h
 
 LAUNCHER = """\
@@ -86,11 +86,9 @@ class Package:
         return f"{HOME}/{self.version()}-{digest.hexdigest()[:12]}"
 
     def version(self) -> str:
-        """The package's own version."""
-        for line in self.files["fastvsock/__init__.py"].decode().splitlines():
-            if line.startswith("__version__"):
-                return line.split('"')[1]
-        return __version__
+        """The package's own version; empty where it does not tell one that may be part of a folder's name."""
+        found = re.search(rb"""^__version__\s*=\s*["']([0-9][\w.+!]*)["']""", self.files.get(INIT, b""), re.M)
+        return found.group(1).decode(errors="replace") if found else ""
 
 
 def installed() -> Package:
@@ -110,12 +108,15 @@ def from_wheel(path: str) -> Package:
         with zipfile.ZipFile(path) as wheel:
             names = [name for name in wheel.namelist() if name.startswith("fastvsock/") and not name.endswith("/")]
             files = {name: wheel.read(name) for name in names if name.endswith((".py", ".so"))}
-    except (OSError, zipfile.BadZipFile) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
+    except Exception as error:  # zlib's, struct's, lzma's and RuntimeError too: zipfile passes on what it meets
+        reason = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
         raise BundleError(f"{path}: cannot be read as a wheel: {reason}") from None
+    package = Package(files, os.path.basename(path))
     if any(".." in PurePosixPath(name).parts for name in files) or "fastvsock/entry.py" not in files:
         raise BundleError(f"{path}: is no wheel of fastvsock")
-    return Package(files, os.path.basename(path))
+    if not package.version():
+        raise BundleError(f"{path}: is no wheel of fastvsock: {INIT} tells no version")
+    return package
 
 
 def build_of(data: bytes) -> Build | None:
