@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -48,11 +49,21 @@ def look(options: argparse.Namespace) -> "list[Finding]":
 def report(findings: "Sequence[Finding]", options: argparse.Namespace) -> int:
     """Print the findings and return the exit status."""
     if options.json:
-        print(json.dumps([vars(finding) for finding in findings], indent=2))
+        put(json.dumps([vars(finding) for finding in findings], indent=2) + "\n")
     else:
         width = max(len(finding.check) for finding in findings)
         for finding in findings:
-            print(f"{finding.state:7}  {finding.check:{width}}  {finding.text}")
-            if finding.advice:
-                print(f"{'':7}  {'':{width}}  -> {finding.advice}")
+            advice = f"{'':7}  {'':{width}}  -> {finding.advice}\n" if finding.advice else ""
+            put(f"{finding.state:7}  {finding.check:{width}}  {finding.text}\n{advice}")
     return 1 if any(finding.state == "failed" for finding in findings) else 0
+
+
+def put(text: str) -> None:
+    """Print to stdout, and know whether that went well."""
+    try:
+        print(text.encode(errors="backslashreplace").decode(), end="", flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is in the buffer still
+        raise errors.FastvsockError(f"stdout: {error.strerror}") from None

@@ -82,7 +82,7 @@ def _install(options: argparse.Namespace) -> int:
     files = package.from_wheel(options.wheel) if options.wheel else package.installed()
     with install.opened(options.root, lock=not options.dry_run) as root:
         plan = install.plan_install(root, files, proxy=options.proxy)
-        _show(plan)
+        _show(plan, options)
         if not options.dry_run:
             install.apply(root, plan)
     _tell(plan, options)
@@ -98,7 +98,7 @@ def _uninstall(options: argparse.Namespace) -> int:
             for text in plan.undone:
                 _say(text)
             return 1
-        _show(plan)
+        _show(plan, options)
         if not options.dry_run:
             install.undo(root, plan)
     _tell(plan, options)
@@ -130,12 +130,19 @@ def _manifest(options: argparse.Namespace) -> int:
     documents = manifest.objects(
         options.image, options.root, options.namespace, options.node_label, options.pause, options.proxy
     )
-    print(manifest.text(documents), end="")
+    doctor.put(manifest.text(documents))
     return 0
 
 
-def _show(plan: "Plan") -> None:
-    sys.stdout.write(plan.show().encode(errors="backslashreplace").decode())
+def _show(plan: "Plan", options: argparse.Namespace) -> None:
+    """Show the changes. Where that fails none is made."""
+    try:
+        doctor.put(plan.show())
+    except (BrokenPipeError, errors.FastvsockError) as error:
+        if options.dry_run:
+            raise
+        reason = f"stdout: {error.strerror}" if isinstance(error, OSError) else error
+        raise errors.FastvsockError(f"{reason}: the changes cannot be shown, so none was made") from None
 
 
 def _tell(plan: "Plan", options: argparse.Namespace) -> None:

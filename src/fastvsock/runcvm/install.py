@@ -25,7 +25,7 @@ from . import package, scripts
 from .bundle import ADD_PYTHON, DEFAULTS, EXEC, Bundle, run
 from .journal import BACKUP, FILES, FORMAT, LOST, OURS, Content, Journal, holds, sha
 from .package import CONNECT, HOME, UMBRELLA, Package
-from .root import BundleError, File, Meta, Root
+from .root import BundleError, File, Meta, Root, may_own
 
 TAR = "bin/tar"
 COMPILING = 120.0  # seconds; takes one, but a node may be busy, and what is missing then is missing for each start
@@ -98,6 +98,8 @@ def opened(path: str, *, lock: bool) -> Iterator[Root]:
             root.lock()
         try:
             yield root
+        except BrokenPipeError:  # whoever reads stdout has gone, which is no matter of the bundle's
+            raise
         except OSError as error:
             raise BundleError(f"{path}: {error.filename or 'the bundle'}: {error.strerror}") from None
 
@@ -121,7 +123,15 @@ def plan_uninstall(root: Root, *, force: bool = False) -> Plan:
     users = _users(root, plan)
     plan.notes += [f"{HOME} stays: {script} names it" for script in sorted({*users.values()})]
     _clear(root, plan, [OURS] if users else [HOME, OURS])
+    _check_owners(root, plan)
     return plan
+
+
+def _check_owners(root: Root, plan: Plan) -> None:
+    """Raise `BundleError` where a file cannot be given to its owner, before the first one is changed."""
+    for change in plan.changes:
+        if isinstance(change.after, File) and not may_own(meta := change.after.meta):
+            raise BundleError(f"{root.no_owner(change.path, meta)}: nothing was changed: run as root with that")
 
 
 def _users(root: Root, plan: Plan) -> dict[str, str]:
@@ -340,6 +350,7 @@ class _Installation:
         others = [path for name in root.names(HOME) if SITE.fullmatch(path := f"{HOME}/{name}") and path not in used]
         _clear(root, self.plan, others)
         self.plan.journal |= {"site": site, "former": former}
+        _check_owners(root, self.plan)
         self.plan.unsaved = not self.before.says(self.plan.journal)
 
 
@@ -375,9 +386,10 @@ def _compiled(bundle: Bundle, files: Package) -> dict[str, bytes]:
 
 
 def _new(root: Root) -> Meta:
-    """Mode and owner for a file that was not there: the owner of the folder that the bundle is."""
+    """Mode and owner for a file that was not there: the owner of the folder that the bundle is, if that may be."""
     status = os.stat(root.path)
-    return Meta(0o755, status.st_uid, status.st_gid)
+    meta = Meta(0o755, status.st_uid, status.st_gid)
+    return meta if may_own(meta) else replace(meta, uid=os.geteuid(), gid=os.getegid())
 
 
 def _lines(content: Content) -> list[str]:

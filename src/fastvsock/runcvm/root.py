@@ -15,7 +15,7 @@ import fcntl
 import os
 import stat
 from collections.abc import Collection, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -161,25 +161,39 @@ class Root:
 
     def write(self, path: str, data: bytes, meta: Meta) -> None:
         """Put a file at `path`, in one step."""
-        with self._at(path) as (folder, name):
+        with self._telling(path, "written"), self._at(path) as (folder, name):
             spare = _spare(name)
             self._unlink(folder, spare)
-            fd = os.open(
-                spare, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder
-            )
-            with open(fd, "wb") as file:
-                file.write(data)
-                file.flush()
-                status = os.fstat(fd)
-                if (status.st_uid, status.st_gid) != (meta.uid, meta.gid):
+            try:
+                self._make(folder, spare, data, meta, path)
+                _rename(folder, spare, name)
+            except BaseException:
+                with suppress(OSError):
+                    self._unlink(folder, spare)
+                raise
+
+    def _make(self, folder: int, name: str, data: bytes, meta: Meta, path: str) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(name, flags, 0o600, dir_fd=folder)
+        with open(fd, "wb") as file:
+            file.write(data)
+            file.flush()
+            status = os.fstat(fd)
+            if (status.st_uid, status.st_gid) != (meta.uid, meta.gid):
+                try:
                     os.fchown(fd, meta.uid, meta.gid)
-                os.fchmod(fd, meta.mode)
-                os.fsync(fd)
-            _rename(folder, spare, name)
+                except OSError:
+                    raise BundleError(self.no_owner(path, meta)) from None
+            os.fchmod(fd, meta.mode)
+            os.fsync(fd)
+
+    def no_owner(self, path: str, meta: Meta) -> str:
+        """What is to be said where a file cannot be given to the owner that it had."""
+        return f"{self.path}/{path}: its owner {meta.uid}:{meta.gid} cannot be kept without CAP_CHOWN"
 
     def link(self, path: str, target: str) -> None:
         """Put a symbolic link at `path`, in one step."""
-        with self._at(path) as (folder, name):
+        with self._telling(path, "made"), self._at(path) as (folder, name):
             self._unlink(folder, _spare(name))
             os.symlink(target, _spare(name), dir_fd=folder)
             _rename(folder, _spare(name), name)
@@ -191,19 +205,17 @@ class Root:
 
     def remove(self, path: str) -> None:
         """Remove the file or link at `path`, where one is."""
-        try:
-            with self._at(path) as (folder, name):
-                self._unlink(folder, name)
-                os.fsync(folder)
-        except (FileNotFoundError, NotADirectoryError):
-            pass
+        nothing = suppress(FileNotFoundError, NotADirectoryError)
+        with self._telling(path, "removed"), nothing, self._at(path) as (folder, name):
+            self._unlink(folder, name)
+            os.fsync(folder)
 
     def make_folder(self, path: str) -> None:
         """Make the folder `path`, and those above it that are not there."""
         parts = path.split("/")
         for count in range(1, len(parts) + 1):
             step = "/".join(parts[:count])
-            with self._at(step) as (folder, name):
+            with self._telling(step, "made"), self._at(step) as (folder, name):
                 try:
                     os.mkdir(name, 0o755, dir_fd=folder)
                 except FileExistsError:
@@ -228,12 +240,12 @@ class Root:
             return self.remove(path)
         for name in self.names(path):
             self.remove_tree(f"{path}/{name}", but)
-        try:
-            with self._at(path) as (folder, name):
+        with self._telling(path, "removed"), self._at(path) as (folder, name):
+            try:
                 os.rmdir(name, dir_fd=folder)
-        except OSError as error:
-            if error.errno != errno.ENOTEMPTY:
-                raise
+            except OSError as error:
+                if error.errno != errno.ENOTEMPTY:
+                    raise
 
     def _link(self, path: str) -> str | None:
         """The target of the link at `path`, a path without links but for its last name; None for anything else."""
@@ -270,12 +282,34 @@ class Root:
         with self._folder(folder) as fd:
             yield fd, name
 
+    @contextmanager
+    def _telling(self, path: str, what: str) -> Iterator[None]:
+        """What the system refuses, as a sentence with the path."""
+        try:
+            yield
+        except OSError as error:
+            raise BundleError(f"{self.path}/{path}: cannot be {what}: {error.strerror}") from None
+
     @staticmethod
     def _unlink(folder: int, name: str) -> None:
         try:
             os.unlink(name, dir_fd=folder)
         except FileNotFoundError:
             pass
+
+
+def may_own(meta: Meta) -> bool:
+    """Whether this process may give a file to that owner: tried on one in memory."""
+    if (meta.uid, meta.gid) == (os.geteuid(), os.getegid()):
+        return True
+    fd = os.memfd_create("owner")
+    try:
+        os.fchown(fd, meta.uid, meta.gid)
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+    return True
 
 
 def _spare(name: str) -> str:
