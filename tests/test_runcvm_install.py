@@ -318,7 +318,10 @@ def test_what_cannot_be_done_is_told_and_the_rest_is_done(bundle: Path) -> None:
     script = (bundle / "scripts/runcvm-ctr-exec").read_bytes()
     result = installed(bundle, code=1)
     assert "scripts/runcvm-ctr-exec is left alone: no socat" in result.stderr
-    assert "by hand: remove socat" in result.stderr
+    assert (
+        "by hand: remove socat, its sleep and its trap, keep exec, and start dbclient by "
+        "/.runcvm/guest/scripts/runcvm-vsock-connect UDS PORT -- dbclient -J '&3' in place of -p"
+    ) in result.stderr
     assert (bundle / "scripts/runcvm-ctr-exec").read_bytes() == script
     assert "debugfs tar" in (bundle / "scripts/runcvm-ctr-defaults").read_text()
     assert launched(bundle, "--version").startswith("runcvm-vsock-connect ")

@@ -37,8 +37,8 @@ PACKAGE = re.compile(rf"{SITE.pattern}/fastvsock/(?:[^/]+/)*[^/]+\.(?:pyc?|so|fa
 BY_HAND = {
     DEFAULTS: "by hand: add the word tar to the list behind 'for cmd in' in create_aliases()",
     EXEC: (
-        "by hand: remove socat, its sleep and its trap, and start dbclient with "
-        '-J "$RUNCVM_GUEST/scripts/runcvm-vsock-connect UDS PORT" in place of -p'
+        "by hand: remove socat, its sleep and its trap, keep exec, and start dbclient by "
+        f"/.runcvm/guest/{CONNECT} UDS PORT -- dbclient -J '&3' in place of -p"
     ),
 }
 
