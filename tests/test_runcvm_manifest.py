@@ -7,13 +7,16 @@ import pytest
 import yaml
 from runcvm.bundles import fastvsock
 
+from fastvsock.runcvm import manifest as module
+
 IMAGE = "example.org/fastvsock@sha256:" + "0" * 64
+FULL = ["--proxy", "--pause", "example.org/pause:1", "--namespace", "install", "--wheel", "/wheels/fastvsock.whl"]
 VERSIONS = ("1.27", "1.31", "1.34")
 
 
 def manifest(*arguments: str) -> dict[str, Any]:
     """The DaemonSet that is printed."""
-    result = fastvsock("runcvm", "manifest", "--image", IMAGE, *arguments)
+    result = fastvsock("runcvm", "manifest", "--image", IMAGE, "--node-label", "runcvm=true", *arguments)
     assert (result.returncode, result.stderr) == (0, "")
     documents = list(yaml.safe_load_all(result.stdout))
     assert len(documents) == 1
@@ -27,7 +30,7 @@ def pod(*arguments: str) -> Any:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize("arguments", [[], ["--proxy", "--pause", "example.org/pause:1", "--namespace", "install"]])
+@pytest.mark.parametrize("arguments", [[], FULL])
 def test_the_manifest_is_valid_in_the_apis_schema(version: str, arguments: list[str]) -> None:
     kubernetes_validate.validate(manifest(*arguments), version, strict=True)
 
@@ -74,10 +77,32 @@ def test_it_installs_into_the_bundle_that_it_mounts_on_the_nodes_of_the_label() 
     assert spec["initContainers"][0]["image"] == IMAGE
 
 
-@pytest.mark.parametrize("text", ["#x: 'y' \"z\"\\", "é☃", "true", "- a", "{b}", "1e3", "x\ty\nz"])
+@pytest.mark.parametrize("text", ["#x: 'y' \"z\"\\", "é☃", "true", "- a", "{b}", "1e3", "x\ty\nz", "", " "])
 def test_every_text_survives_yaml(text: str) -> None:
-    assert pod("--root", f"/{text}")["initContainers"][0]["command"][4] == f"/{text}"
-    assert pod("--node-label", f"{text.partition('=')[0]}=1")["nodeSelector"] == {text: "1"}
+    document = {"plain": text, text: [text, {"inner": [[], {}, text]}]}
+    assert yaml.safe_load(module.text([document])) == document
+
+
+def test_it_has_no_rank_above_others_and_is_not_kept_on_a_node_that_is_drained() -> None:
+    spec = pod()
+    assert "priorityClassName" not in spec
+    assert spec["tolerations"] == [{"operator": "Exists", "effect": "NoSchedule"}]
+    assert all("sizeLimit" in volume["emptyDir"] for volume in spec["volumes"] if "emptyDir" in volume)
+
+
+def test_the_wheel_for_the_bundle_is_one_in_the_image() -> None:
+    command = pod("--wheel", "/wheels/fastvsock.whl")["initContainers"][0]["command"]
+    assert command[-2:] == ["--wheel", "/wheels/fastvsock.whl"]
+    assert "--wheel" not in pod()["initContainers"][0]["command"]
+
+
+def test_without_a_label_it_says_which_nodes_it_is_for() -> None:
+    result = fastvsock("runcvm", "manifest", "--image", IMAGE)
+    assert result.returncode == 0
+    assert "kubectl label node NAME runcvm=true" in result.stderr
+    assert "scheduling.nodeSelector" in result.stderr
+    nodes = yaml.safe_load(result.stdout)["spec"]["template"]["spec"]["nodeSelector"]
+    assert nodes == {"runcvm": "true"}
 
 
 def test_an_image_without_a_digest_is_warned_of_and_none_at_all_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
@@ -89,6 +114,23 @@ def test_an_image_without_a_digest_is_warned_of_and_none_at_all_is_refused(capsy
     assert refused.value.code == 2
 
 
-@pytest.mark.parametrize("arguments", [["--node-label", "runcvm"], ["--root", "opt/runcvm"]])
+NONSENSE = [
+    *(["--node-label", label] for label in ("runcvm", "=x", "a b=c", "a=b c", "a/b/c=d", "A/b=c", f"{'a' * 64}=b", "")),
+    *(["--root", root] for root in ("opt/runcvm", "/", "//", "/opt/../etc", "/a:b", "")),
+    *(["--namespace", name] for name in ("", "Kube", "a b", "a-", "a.b", "a" * 64, "a\n")),
+    *([option, image] for option in ("--image", "--pause") for image in ("", " ", "a b", "a\tb", "a\n")),
+    ["--wheel", ""],
+    ["--wheel", "wheels/fastvsock.whl"],
+]
+
+
+@pytest.mark.parametrize("arguments", NONSENSE)
 def test_values_that_make_no_sense_are_wrong_usage(arguments: list[str]) -> None:
-    assert fastvsock("runcvm", "manifest", "--image", IMAGE, *arguments).returncode == 2
+    result = fastvsock("runcvm", "manifest", "--image", IMAGE, *arguments)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"fastvsock: {arguments[0]} is ")
+
+
+@pytest.mark.parametrize("arguments", [["--node-label", "example.org/run_cvm=a.b-c"], ["--node-label", "a="]])
+def test_values_that_the_api_takes_are_taken(arguments: list[str]) -> None:
+    assert fastvsock("runcvm", "manifest", "--image", IMAGE, *arguments).returncode == 0

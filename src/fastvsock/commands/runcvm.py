@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 SUMMARY = "install into a RunCVM bundle, uninstall, check it, print the Kubernetes manifest"
 ROOT = "/opt/runcvm"
+LABEL = "runcvm=true"
 INSTALL = """\
 Put fastvsock into a RunCVM bundle: its package, the launcher scripts/runcvm-vsock-connect, bin/tar where there is
 none, tar in create_aliases(), and a transport for each exec of its own. Changes are shown as a unified diff on stdout;
@@ -69,10 +70,12 @@ def _add_manifest(manifest: argparse.ArgumentParser) -> None:
     manifest.add_argument(
         "--node-label",
         metavar="KEY=VALUE",
-        default="runcvm=true",
-        help="the nodes that RuntimeClass runcvm schedules to: its scheduling.nodeSelector (default runcvm=true)",
+        help=f"the nodes that RuntimeClass runcvm schedules to: its scheduling.nodeSelector (default {LABEL})",
     )
     manifest.add_argument("--proxy", action="store_true", help="install --proxy")
+    manifest.add_argument(
+        "--wheel", metavar="FILE", help="install --wheel FILE, a file in IMAGE: the bundle's libc may be another"
+    )
     manifest.set_defaults(run=_manifest)
 
 
@@ -120,17 +123,25 @@ def _check(options: argparse.Namespace) -> int:
 def _manifest(options: argparse.Namespace) -> int:
     from ..runcvm import manifest
 
-    key, equals, value = options.node_label.partition("=")
-    if not (key and equals and value):
-        raise errors.UsageError(f"--node-label is KEY=VALUE, not {options.node_label!r}")
-    if not options.root.startswith("/"):
-        raise errors.UsageError(f"--root is a path on the nodes that begins with /, not {options.root!r}")
+    label = LABEL if options.node_label is None else options.node_label
+    settings = manifest.Settings(
+        image=options.image,
+        root=options.root,
+        namespace=options.namespace,
+        label=label,
+        pause=options.pause,
+        proxy=options.proxy,
+        wheel=options.wheel,
+    )
+    settings.check()
     if "@sha256:" not in options.image:
         _say(f"{options.image} is not fixed by a digest: who can push to its registry changes what every node runs")
-    documents = manifest.objects(
-        options.image, options.root, options.namespace, options.node_label, options.pause, options.proxy
-    )
-    doctor.put(manifest.text(documents))
+    if options.node_label is None:
+        _say(
+            f"for the nodes that have the label {label} (kubectl label node NAME {label}): it must be the one in "
+            "scheduling.nodeSelector of the RuntimeClass runcvm; --node-label gives another"
+        )
+    doctor.put(manifest.text(manifest.objects(settings)))
     return 0
 
 

@@ -12,33 +12,68 @@ quotes it, which YAML takes as it is.
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
+
+from ..errors import UsageError
 
 # What runs in `image` where no image is given that does nothing by itself.
 WAIT = ["python3", "-IS", "-c", "import signal; signal.pause()"]
 LABELS = {"app.kubernetes.io/name": "fastvsock-runcvm", "app.kubernetes.io/component": "installer"}
 
 
-def objects(image: str, root: str, namespace: str, label: str, pause: str | None, proxy: bool) -> list[dict[str, Any]]:
-    """The objects. `label` is ``key=value``, of the nodes; `image` has fastvsock and Python in it.
+NAME = r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?"  # a label as RFC 1123 has it, as for a namespace
+WORD = r"[A-Za-z0-9](?:[-\w.]{0,61}[A-Za-z0-9])?"
+LABEL = rf"(?:{NAME}(?:\.{NAME})*/)?{WORD}=(?:{WORD})?"
+PATH = r"(?!.*/\.\.(?:/|$))/+[^/:\0][^:\0]*"  # the API takes no `..` in a hostPath, and no colon in a mountPath
 
-    `pause` is an image that does nothing, such as Kubernetes' own; None: `image` is told to wait.
+
+@dataclass(frozen=True)
+class Settings:
+    """What the objects are made of.
+
+    `image` has fastvsock and Python in it, and the file `wheel`, where one is given. `pause` is an image that does
+    nothing, such as Kubernetes' own; None: `image` is told to wait. `label` is ``key=value``, of the nodes.
     """
-    key, _, value = label.partition("=")
-    metadata = {"name": "fastvsock-runcvm", "namespace": namespace, "labels": LABELS}
+
+    image: str
+    root: str
+    namespace: str
+    label: str
+    pause: str | None = None
+    proxy: bool = False
+    wheel: str | None = None
+
+    def check(self) -> None:
+        """Raise `UsageError` for what the API would refuse, or what cannot be meant."""
+        for option, value, pattern, what in (
+            ("--image", self.image, r"\S+", "an image's name, without blanks"),
+            ("--pause", self.pause, r"\S+", "an image's name, without blanks"),
+            ("--root", self.root, PATH, "the bundle's path on the nodes, which begins with / and has no .. or colon"),
+            ("--namespace", self.namespace, NAME, "a name of small letters, digits and -, 63 at most (RFC 1123)"),
+            ("--node-label", self.label, LABEL, "KEY=VALUE, as Kubernetes has them"),
+            ("--wheel", self.wheel, "/[^\0]+", "the path of a file in the image, which begins with /"),
+        ):
+            if value is not None and not re.fullmatch(pattern, value, re.A | re.S):
+                raise UsageError(f"{option} is {what}, not {value!r}")
+
+
+def objects(settings: Settings) -> list[dict[str, Any]]:
+    """The objects."""
+    key, _, value = settings.label.partition("=")
+    metadata = {"name": "fastvsock-runcvm", "namespace": settings.namespace, "labels": LABELS}
     pod = {
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "nodeSelector": {key: value},
-        "tolerations": [{"operator": "Exists"}],
-        "priorityClassName": "system-node-critical",
+        "tolerations": [{"operator": "Exists", "effect": "NoSchedule"}],
         "terminationGracePeriodSeconds": 1,
         "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}},
-        "initContainers": [_installer(image, root, proxy)],
-        "containers": [_idle(image, pause)],
+        "initContainers": [_installer(settings)],
+        "containers": [_idle(settings)],
         "volumes": [
-            {"name": "bundle", "hostPath": {"path": root, "type": "Directory"}},
-            {"name": "tmp", "emptyDir": {}},
+            {"name": "bundle", "hostPath": {"path": settings.root, "type": "Directory"}},
+            {"name": "tmp", "emptyDir": {"sizeLimit": "64Mi"}},
         ],
     }
     spec = {
@@ -54,22 +89,25 @@ def text(documents: list[dict[str, Any]]) -> str:
     return "".join("---\n" + "\n".join(_lines(document)) + "\n" for document in documents)
 
 
-def _installer(image: str, root: str, proxy: bool) -> dict[str, Any]:
+def _installer(settings: Settings) -> dict[str, Any]:
     """The container that installs. Root, for the bundle is root's; but with none of root's capabilities."""
+    root = settings.root
+    options = [*["--proxy"] * settings.proxy, *(["--wheel", settings.wheel] if settings.wheel else [])]
     return {
         "name": "install",
-        "image": image,
-        "command": ["fastvsock", "runcvm", "install", "--root", root, *["--proxy"] * proxy],
+        "image": settings.image,
+        "command": ["fastvsock", "runcvm", "install", "--root", root, *options],
         "securityContext": {**_confined(), "runAsUser": 0, "runAsGroup": 0},
         "resources": _resources("50m", "500m", "128Mi"),
         "volumeMounts": [{"name": "bundle", "mountPath": root}, {"name": "tmp", "mountPath": "/tmp"}],
     }
 
 
-def _idle(image: str, pause: str | None) -> dict[str, Any]:
+def _idle(settings: Settings) -> dict[str, Any]:
+    image = settings.image
     return {
         "name": "installed",
-        **({"image": pause} if pause else {"image": image, "command": WAIT}),
+        **({"image": settings.pause} if settings.pause else {"image": image, "command": WAIT}),
         "securityContext": {**_confined(), "runAsNonRoot": True, "runAsUser": 65535, "runAsGroup": 65535},
         "resources": _resources("1m", "50m", "32Mi"),
     }
