@@ -389,6 +389,13 @@ def test_the_global_port_is_that_of_this_network_namespace() -> None:
     assert findings()["port 22222"]["text"] == "nothing listens on 127.0.0.1:22222 in this network namespace"
 
 
+def test_without_proc_nobody_can_tell_who_holds_the_global_port(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(check, "PROC_NET", str(tmp_path / "net"))
+    assert findings(code=0)["port 22222"]["state"] == "warning"
+
+
 def test_a_port_that_is_none_is_an_error_and_no_finding() -> None:
     result = fastvsock("doctor", "/nowhere", "70000000000")
     assert result.returncode == 1

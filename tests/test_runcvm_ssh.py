@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 from runcvm.bundles import exec_script, make_bundle, put, runcvm
 
-from fastvsock import cli
 from support import HANG, started
 
 UDS = "/run/firecracker.vsock"
@@ -76,10 +75,7 @@ def execute(guest: Path, bundle: Path, data: bytes, *words: str) -> subprocess.C
     return subprocess.run(command, env=environment, input=data, capture_output=True, timeout=HANG, check=False)
 
 
-FORMS = [
-    [],
-    pytest.param(["--proxy"], marks=pytest.mark.skipif("proxy" not in cli.COMMANDS, reason="there is no proxy yet")),
-]
+FORMS: list[list[str]] = [[], ["--proxy"]]
 
 
 @pytest.mark.parametrize("shape", ["fork", "bash-22222"])

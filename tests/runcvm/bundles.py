@@ -101,7 +101,10 @@ def snapshot(bundle: Path) -> dict[str, tuple[int, bytes]]:
 
 
 def called(bundle: Path, record: Path, *arguments: str, **variables: str) -> list[str]:
-    """Run the bundle's runcvm-ctr-exec by bash; return what dbclient was called with, or the program before it."""
+    """Run the bundle's runcvm-ctr-exec by bash; return what dbclient was called with, or a launcher in its place.
+
+    A launcher is seen only where `RECORD` stands in for it.
+    """
     record.mkdir(exist_ok=True)
     names = ("dbclient", "fastvsock", "runcvm-vsock-connect")
     for name in names:

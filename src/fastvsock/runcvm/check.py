@@ -26,6 +26,7 @@ from .root import BundleError, Root
 
 OK, WARNING, FAILED = "ok", "warning", "failed"
 GLOBAL_PORT = 22222  # RunCVM's one proxy for all
+PROC_NET = "/proc/net"
 EMPTY_ARCHIVE = bytes(1024)  # two blocks of zeros: the end of a tar archive, and nothing before it
 SLOW = 0.25  # seconds; a handshake that is answered at all took Firecracker 4 to 9 ms
 TIMEOUT = 5.0  # seconds for connecting and for the handshake
@@ -304,7 +305,11 @@ def _handshake(uds: str, port: int) -> Finding:
 
 
 def _global_port() -> Finding:
-    inodes = {inode for table in ("tcp", "tcp6") for inode in _listening(Path("/proc/net", table))}
+    tables = [table for name in ("tcp", "tcp6") if (table := Path(PROC_NET, name)).exists()]
+    if not tables:
+        text = f"nobody can tell who listens on 127.0.0.1:22222: {PROC_NET} is not there"
+        return Finding("port 22222", WARNING, text, "look where /proc is mounted")
+    inodes = {inode for table in tables for inode in _listening(table)}
     if not inodes:
         return Finding("port 22222", OK, "nothing listens on 127.0.0.1:22222 in this network namespace")
     who = ", ".join(_holders(inodes)) or "a process that this user may not look into"
@@ -314,11 +319,7 @@ def _global_port() -> Finding:
 
 def _listening(table: Path) -> Iterator[str]:
     """The inodes of the sockets that take connections to 127.0.0.1:22222: proc(5), /proc/net/tcp."""
-    try:
-        lines = table.read_text().splitlines()[1:]
-    except OSError:
-        return
-    for line in lines:
+    for line in table.read_text().splitlines()[1:]:
         _, local, _, state, *rest = line.split()
         address, _, port = local.partition(":")
         loopback = address in ("0100007F", "7F000001") or not address.strip("0")

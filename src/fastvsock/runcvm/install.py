@@ -356,7 +356,8 @@ class _Installation:
 
 def uses_umbrella(script: str) -> bool:
     """Whether an exec script starts dbclient by `fastvsock proxy`, and so needs that launcher."""
-    return any(UMBRELLA_USED.search(line) for line in script.splitlines() if not line.lstrip().startswith("#"))
+    lines = script.replace("\\\n", " ").splitlines()
+    return any(UMBRELLA_USED.search(line) for line in lines if not line.lstrip().startswith("#"))
 
 
 def _put_package(root: Root, files: Package) -> None:
