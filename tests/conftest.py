@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -24,6 +25,12 @@ from support import (
     Listener,
     started,
 )
+
+# A child inherits what is ignored, and whoever starts the tests may ignore these: nohup the first, a shell without job
+# control the second in its background jobs.
+for number, default in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, default)
 
 AGENT = Path(__file__).parent / "guest" / "agent.c"
 

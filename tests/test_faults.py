@@ -246,6 +246,21 @@ def test_a_signal_ends_it_while_the_reader_of_a_socket_stalls(listener: Listener
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_the_tests_signals_end_what_they_start_however_they_were_started(number: signal.Signals) -> None:
+    child = f"import os, signal; os.kill(os.getpid(), {number:d})"
+    tests = f"import subprocess, sys, conftest; print(subprocess.call([sys.executable, '-c', {child!r}]))"
+    done = subprocess.run(
+        [sys.executable, "-c", tests],
+        cwd=Path(__file__).parent,
+        preexec_fn=partial(signal.signal, number, signal.SIG_IGN),
+        capture_output=True,
+        timeout=HANG,
+        check=True,
+    )
+    assert int(done.stdout) == -number
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_a_signal_that_is_ignored_at_the_start_stays_ignored(
     listener: Listener, engine: str, number: signal.Signals
 ) -> None:
