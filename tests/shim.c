@@ -1,9 +1,11 @@
 /* LD_PRELOAD: system calls with short results and errors, as test_short_results.py asks for them.
  *
  * SHIM_SEED=n      from the first connect() on, calls that move bytes are shortened at random, or fail with EINTR or
- *                  EAGAIN, where the kernel might do the same. Random, but the same at each run of one thread.
+ *                  EAGAIN, where the kernel might do the same. Random, but the same at each run of one thread; and
+ *                  each of the three happens to the first call of a name that it may happen to.
  * SHIM_FAIL=r,...  r is name=errno@n: from call n on (1 is the first) the call fails with that errno.
- *                  F_SETPIPE_SZ, F_GETPIPE_SZ and SO_SNDBUFFORCE count as calls of their own.
+ *                  F_SETPIPE_SZ, F_GETPIPE_SZ and SO_SNDBUFFORCE count as calls of their own, and so does poll_one, a
+ *                  look at one descriptor: what a pump waits with is poll, which has two or three.
  * SHIM_COUNTS=file the process maps this file and counts there what it did, by name: see COUNTS below.
  */
 #define _GNU_SOURCE
@@ -24,12 +26,13 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-enum call { SPLICE, SENDFILE, READ, READV, WRITE, POLL, RECV, SETPIPE, GETPIPE, SNDBUFFORCE, PIPE2, THREAD, CALLS };
+enum call { SPLICE, SENDFILE, READ, READV, WRITE, POLL, POLL_ONE, RECV, SETPIPE, GETPIPE, SNDBUFFORCE, PIPE2, THREAD, CALLS };
 enum count { CALLED, SHORTENED, INTERRUPTED, AGAIN, FAILED, COUNTS }; /* as in test_short_results.py */
 
-static const char *const names[CALLS] = {"splice",       "sendfile",     "read",           "readv",
-                                         "write",        "poll",         "recv",           "F_SETPIPE_SZ",
-                                         "F_GETPIPE_SZ", "SO_SNDBUFFORCE", "pipe2",        "pthread_create"};
+static const char *const names[CALLS] = {
+    "splice", "sendfile",     "read",         "readv",          "write", "poll",          "poll_one",
+    "recv",   "F_SETPIPE_SZ", "F_GETPIPE_SZ", "SO_SNDBUFFORCE", "pipe2", "pthread_create",
+};
 static _Atomic uint64_t own[CALLS][COUNTS];
 static _Atomic uint64_t (*counts)[COUNTS] = own;
 static struct { int error; uint64_t from; } failing[CALLS];
@@ -86,14 +89,13 @@ static int disturbed(enum call call, int fd, int may_be_short_of)
     struct stat what;
     if (!seed || !connected || (fd >= 0 && !fstat(fd, &what) && S_ISREG(what.st_mode)))
         return 0;
-    switch (next() % 8) {
-    case 0:
+    uint64_t random = next() % 8;
+    if (random == 0 || !counts[call][INTERRUPTED]) {
         counts[call][INTERRUPTED]++;
         errno = EINTR;
         return 1;
-    case 1:
-        if (!may_be_short_of)
-            return 0;
+    }
+    if (may_be_short_of && (random == 1 || !counts[call][AGAIN])) {
         counts[call][AGAIN]++;
         errno = EAGAIN;
         return 1;
@@ -107,7 +109,7 @@ static size_t shorter(enum call call, int fd, size_t size)
     if (!seed || !connected || size < 2 || (!fstat(fd, &what) && S_ISREG(what.st_mode) && call != SENDFILE))
         return size;
     uint64_t random = next();
-    if (random % 4 == 0)
+    if (random % 4 == 0 && counts[call][SHORTENED])
         return size;
     counts[call][SHORTENED]++;
     /* Up to a page or up to all of it: both are sizes that make trouble. */
@@ -164,7 +166,8 @@ ssize_t write(int fd, const void *from, size_t size)
 
 int poll(struct pollfd *ends, nfds_t number, int timeout)
 {
-    if (fails(POLL) || disturbed(POLL, -1, 0))
+    enum call call = number > 1 ? POLL : POLL_ONE;
+    if (fails(call) || disturbed(call, -1, 0))
         return -1;
     return REAL(poll)(ends, number, timeout);
 }

@@ -20,7 +20,9 @@ UP, DOWN = Way(1_300_001), Way(1_200_003)
 # Readers that stall at first, so that bytes wait in the pump: see STALL_MS in _splice.pyx.
 SLOW_UP, SLOW_DOWN = (Way(way.size, reads=Shape([(50_000, 600_000)])) for way in (UP, DOWN))
 
-CALLS = "splice sendfile read readv write poll recv F_SETPIPE_SZ F_GETPIPE_SZ SO_SNDBUFFORCE pipe2 pthread_create"
+CALLS = (
+    "splice sendfile read readv write poll poll_one recv F_SETPIPE_SZ F_GETPIPE_SZ SO_SNDBUFFORCE pipe2 pthread_create"
+)
 COUNTS = "called shortened interrupted again failed"  # both in the order of shim.c
 
 
