@@ -684,6 +684,28 @@ def test_a_live_socket_is_left_alone(tmp_path: Path, emulator: Emulator) -> None
     connect(emulator.uds, 7).close()
 
 
+def test_a_listener_is_left_alone_without_being_connected_to(tmp_path: Path) -> None:
+    # One that serves a single connection would have served it.
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "v.sock"))
+        listener.listen()
+        listener.setblocking(False)
+        with pytest.raises(EmulatorError, match="somebody listens"):
+            Emulator(tmp_path / "v.sock").start()
+        with pytest.raises(BlockingIOError):
+            listener.accept()
+
+
+@pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_SEQPACKET, socket.SOCK_DGRAM])
+def test_a_socket_of_any_kind_that_somebody_has_open_is_left_alone(tmp_path: Path, kind: socket.SocketKind) -> None:
+    path = tmp_path / "v.sock"
+    with socket.socket(socket.AF_UNIX, kind) as bound:
+        bound.bind(str(path))
+        with pytest.raises(EmulatorError, match="somebody"):
+            Emulator(path).start()
+    assert stat.S_ISSOCK(path.lstat().st_mode)
+
+
 def test_a_file_that_is_no_socket_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "precious"
     path.write_text("data")
@@ -847,7 +869,8 @@ def test_of_several_emulators_that_find_a_stale_socket_one_wins(tmp_path: Path) 
     assert not os.path.lexists(uds)
 
 
-def test_an_emulator_waits_while_another_looks_at_its_folder(tmp_path: Path) -> None:
+def test_an_emulator_waits_while_another_looks_at_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(emulator_module, "LOCK_PATIENCE", HANG)
     folder = os.open(tmp_path, os.O_RDONLY)
     fcntl.flock(folder, fcntl.LOCK_EX)
     emulator = Emulator(tmp_path / "v.sock")
@@ -859,6 +882,19 @@ def test_an_emulator_waits_while_another_looks_at_its_folder(tmp_path: Path) -> 
     starter.join(HANG)
     connect(emulator.uds, 7).close()
     emulator.close()
+
+
+def test_a_folder_that_somebody_keeps_locked_holds_up_neither_the_start_nor_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(emulator_module, "LOCK_PATIENCE", 0.2)
+    folder = os.open(tmp_path, os.O_RDONLY)
+    with Emulator(tmp_path / "first") as running:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        with pytest.raises(EmulatorError, match="keeps a lock on its folder"):
+            Emulator(tmp_path / "second").start()
+    assert not os.path.lexists(running.uds)
+    os.close(folder)
 
 
 @pytest.mark.parametrize("limit", [40, 41, 42])

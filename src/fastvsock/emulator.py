@@ -33,7 +33,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from sys import byteorder
-from time import monotonic
+from time import monotonic, sleep
 from types import TracebackType
 from typing import NamedTuple
 
@@ -49,6 +49,7 @@ CLOSE_DEADLINE = 2.0  # seconds; csm/mod.rs
 GUEST_BUFFER = 106496  # SO_SNDBUF towards the guest; then 262,144 bytes wait for it to read, as in a Linux guest
 BACKLOG = 4096
 ROUNDS = 16  # packets in one direction before the other connections get their turn
+LOCK_PATIENCE = 1.0  # seconds; emulators hold the lock of a folder for a moment
 PATIENCE = 2.0  # seconds that services have to end after their connections
 BACK = "FASTVSOCK_GUEST_BACK"
 
@@ -743,6 +744,14 @@ def _pair() -> tuple[socket.socket, socket.socket]:
     return guest, end
 
 
+def _lock(folder: int) -> bool:
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        return False
+
+
 class _Place:
     """The path of a Unix socket, with its folder held open: long paths and a change of directory do no harm."""
 
@@ -784,7 +793,7 @@ class _Place:
     def remove(self) -> None:
         """Remove what `listen` created, unless something else is at the path by now."""
         try:
-            with self._locked():
+            with self._locked(wanted=False):
                 if self._identity and self._look() == self._identity:
                     os.unlink(self._name, dir_fd=self._folder)
         except FileNotFoundError:
@@ -798,14 +807,16 @@ class _Place:
             return
         if not stat.S_ISSOCK(mode):
             raise EmulatorError(f"{self._path}: something that is no socket is there: give another path", errno.EEXIST)
-        with socket.socket(socket.AF_UNIX) as probe:
-            probe.setblocking(False)
+        # A datagram socket: a listener would take a stream for a connection, and one with --once for its only one. With
+        # this, the kernel finds nobody (ECONNREFUSED) or a socket of the wrong kind: unix_find_bsd().
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
             try:
                 probe.connect(self.address)
             except ConnectionRefusedError:
                 return os.unlink(self._name, dir_fd=self._folder)
-            except BlockingIOError:
-                pass  # somebody listens, and is busy
+            except OSError as error:
+                if error.errno not in (errno.EPROTOTYPE, errno.EPERM):  # the latter: a datagram socket with a peer
+                    raise
         raise EmulatorError(
             f"{self._path}: somebody listens on this socket, a VMM or another emulator: give another path, or end it",
             errno.EADDRINUSE,
@@ -816,13 +827,24 @@ class _Place:
         return status.st_dev, status.st_ino
 
     @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Keep other emulators out, between a look and the act, and between bind() and listen()."""
-        fcntl.flock(self._folder, fcntl.LOCK_EX)
+    def _locked(self, wanted: bool = True) -> Iterator[None]:
+        """Keep other emulators out, between a look and the act, and between bind() and listen().
+
+        Whoever may read the folder may lock it, for ever. So after `LOCK_PATIENCE` this raises `EmulatorError`, or goes
+        on without the lock if it is not `wanted` that much.
+        """
+        deadline = monotonic() + LOCK_PATIENCE
+        while not (locked := _lock(self._folder)) and monotonic() < deadline:
+            sleep(0.01)
+        if wanted and not locked:
+            raise EmulatorError(
+                f"{self._path}: somebody keeps a lock on its folder (flock): give a path in another one", errno.EAGAIN
+            )
         try:
             yield
         finally:
-            fcntl.flock(self._folder, fcntl.LOCK_UN)
+            if locked:
+                fcntl.flock(self._folder, fcntl.LOCK_UN)
 
     @contextmanager
     def _told(self) -> Iterator[None]:
