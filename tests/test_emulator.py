@@ -609,10 +609,59 @@ def test_a_child_moves_much_in_both_directions(tmp_path: Path) -> None:
         sender.join()
 
 
-def test_a_program_that_cannot_be_run_refuses(tmp_path: Path) -> None:
-    with Emulator(tmp_path / "v.sock", {1: Exec(("/not/there",))}) as emulator, dial(emulator.uds) as host:
-        host.sendall(b"CONNECT 1\n")
-        assert not accepted(host)
+def test_a_program_that_cannot_be_run_is_a_guest_that_accepts_and_closes(tmp_path: Path) -> None:
+    log: list[str] = []
+    services = {1: Exec(("/not/there",))}
+    with Emulator(tmp_path / "v.sock", services, log.append) as emulator, connect(emulator.uds, 1) as host:
+        assert host.recv(1) == b""
+    assert any("cannot start /not/there: No such file" in sentence for sentence in log)
+
+
+def test_many_hosts_at_once_are_answered_before_the_first_child_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started, answered = threading.Event(), threading.Event()
+
+    def spawn(*arguments: object, **options: object) -> None:
+        """Starting a process takes as long as it takes all of the hosts to be answered."""
+        started.set()
+        assert answered.wait(HANG)
+        raise OSError("enough")
+
+    monkeypatch.setattr(subprocess, "Popen", spawn)
+    with Emulator(tmp_path / "v.sock", {1: Exec(("cat",))}) as emulator, ExitStack() as stack:
+        try:
+            hosts = [stack.enter_context(dial(emulator.uds)) for _ in range(emulator_module.ROUNDS // 3)]
+            with emulator._lock:  # what comes meanwhile, it finds all at once
+                for host in hosts:
+                    host.sendall(b"CONNECT 1\n")
+            assert all(accepted(host) for host in hosts)
+        finally:
+            answered.set()
+        assert started.wait(HANG)
+        assert [host.recv(1) for host in hosts] == [b""] * len(hosts)
+
+
+def test_busy_connections_do_not_keep_a_child_from_being_started(
+    emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wait = emulator._poller.wait
+    monkeypatch.setattr(emulator._poller, "wait", lambda block: wait(block=False) or [(-1, 0)])  # never idle
+    with connect(emulator.uds, SHELL) as host:
+        host.sendall(b"echo here; exit\n")
+        assert drain(host) == b"here\n"
+
+
+def test_hosts_that_wait_for_their_child_when_the_emulator_ends_see_the_end(tmp_path: Path) -> None:
+    emulator = Emulator(tmp_path / "v.sock", {1: Exec(("cat",))})
+    emulator.listen()
+    before = len(os.listdir("/proc/self/fd"))
+    mine, theirs = socket.socketpair()
+    emulator._due.append((Exec(("cat",)), theirs, "late"))
+    with mine:
+        emulator.close()
+        assert mine.recv(1) == b""
+    assert len(os.listdir("/proc/self/fd")) < before
 
 
 @pytest.mark.parametrize("script", ["sleep 1000; :", "trap '' TERM; sleep 1000; :"])

@@ -28,6 +28,7 @@ import stat
 import subprocess
 import termios
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -48,7 +49,7 @@ CREDIT_UPDATE = 4096  # bytes of known credit under which the guest is told of m
 CLOSE_DEADLINE = 2.0  # seconds; csm/mod.rs
 GUEST_BUFFER = 106496  # SO_SNDBUF towards the guest; then 262,144 bytes wait for it to read, as in a Linux guest
 BACKLOG = 4096
-ROUNDS = 16  # packets in one direction before the other connections get their turn
+ROUNDS = 16  # packets in one direction before the other connections get their turn, or looks at all before a child does
 LOCK_PATIENCE = 1.0  # seconds; emulators hold the lock of a folder for a moment
 PATIENCE = 2.0  # seconds that services have to end after their connections
 BACK = "FASTVSOCK_GUEST_BACK"
@@ -218,9 +219,9 @@ class _Poller:
             self._epoll.modify(fd, mask)
         self._watched[fd] = mask, handler
 
-    def wait(self) -> list[tuple[int, int]]:
-        """Descriptors with their events; blocks until there are some."""
-        return self._epoll.poll()
+    def wait(self, block: bool) -> list[tuple[int, int]]:
+        """Descriptors with their events; blocks until there are some, or not at all."""
+        return self._epoll.poll(None if block else 0)
 
     def dispatch(self, fd: int, events: int) -> None:
         """Call the handler, unless an earlier one of the same round has put an end to the descriptor."""
@@ -486,6 +487,7 @@ class Emulator:
         self._requests: dict[int, _Request] = {}
         self._connections: set[_Connection] = set()
         self._host_ports = itertools.count(FIRST_HOST_PORT)
+        self._due: deque[tuple[Exec, socket.socket, str]] = deque()  # guests that have accepted, and want their child
         self._children: dict[int, subprocess.Popen[bytes]] = {}
         self._threads: set[threading.Thread] = set()
         self._runner: threading.Thread | None = None
@@ -521,11 +523,16 @@ class Emulator:
 
     def run(self) -> None:
         """Serve until `stop`."""
+        rounds = 0
         while not self._stopped:
-            ready = self._poller.wait()
+            ready = self._poller.wait(block=not self._due)
+            rounds = rounds + 1 if self._due else 0
             with self._lock:
                 for fd, events in ready:
                     self._poller.dispatch(fd, events)
+                if self._due and (not ready or rounds >= ROUNDS):
+                    self._start(*self._due.popleft())
+                    rounds = 0
 
     def stop(self) -> None:
         """Make `run` return soon. From any thread, or from a signal handler."""
@@ -550,6 +557,7 @@ class Emulator:
             self._listener.close()
         for request in self._requests.values():
             _close(*request)
+        _close(*(end for _, end, _ in self._due))
         for connection in list(self._connections):
             connection.end()
         self._end_services()
@@ -629,7 +637,7 @@ class Emulator:
             return self._refuse(request, f"connection {name} refused: {reason}")
         try:
             self._serve(service, request.end, name)
-        except (OSError, RuntimeError) as error:
+        except RuntimeError as error:
             return self._refuse(request, f"connection {name} refused: {error}")
         try:
             request.host.send(b"OK %d\n" % host_port)
@@ -665,18 +673,27 @@ class Emulator:
             self._poller.watch(self._listener.fileno(), IN, self._on_listener)
 
     def _serve(self, service: Service, end: socket.socket, name: str) -> None:
-        """Hand the guest's end to its service. It is closed when this raises `OSError` or `RuntimeError`."""
+        """Hand the guest's end to its service. It is closed when this raises `RuntimeError`, for want of a thread."""
+        if isinstance(service, Exec):
+            return self._due.append((service, end, name))
         try:
-            if isinstance(service, Exec):
-                with end:
-                    self._spawn(service, end)
-            else:
-                thread = threading.Thread(target=self._call, args=(service, end), name=name, daemon=True)
-                thread.start()
-                self._threads.add(thread)
+            thread = threading.Thread(target=self._call, args=(service, end), name=name, daemon=True)
+            thread.start()
+            self._threads.add(thread)
         except BaseException:
             end.close()
             raise
+
+    def _start(self, service: Exec, end: socket.socket, name: str) -> None:
+        """Start a service's child, which takes as long as the machine needs to run it: nobody's answer waits for that.
+
+        The guest has accepted already, so where there is no child it closes.
+        """
+        with end:
+            try:
+                self._spawn(service, end)
+            except OSError as error:
+                self._log(f"connection {name}: cannot start {service.argv[0]}: {error.strerror or error}")
 
     def _call(self, service: Callable[[socket.socket], object], end: socket.socket) -> None:
         try:
