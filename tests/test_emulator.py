@@ -824,7 +824,7 @@ def failure(*arguments: str) -> tuple[int, str]:
     return done.returncode, done.stderr
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_the_command_says_when_it_is_ready_and_ends_on_a_signal(tmp_path: Path, number: int, status: int) -> None:
     uds = str(tmp_path / "v.sock")
     with started(command(uds)) as child:
@@ -836,6 +836,30 @@ def test_the_command_says_when_it_is_ready_and_ends_on_a_signal(tmp_path: Path, 
         assert child.stderr is not None
         assert child.stderr.read() == b""
     assert not os.path.lexists(uds)
+
+
+def test_when_its_terminal_goes_the_command_takes_its_children_along(tmp_path: Path) -> None:
+    uds = str(tmp_path / "v.sock")
+    with started(command(uds, "--exec=1=sh -c 'echo $$; sleep 1000; :'")) as child:
+        ready_line(child)
+        with connect(uds, 1) as host:
+            number = int(host.recv(100))
+            child.send_signal(signal.SIGHUP)
+            assert child.wait(HANG) == 129
+    assert not Path(f"/proc/{number}").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
+def test_the_command_heeds_no_signal_that_was_ignored_before(tmp_path: Path, number: signal.Signals) -> None:
+    uds = str(tmp_path / "v.sock")
+    with started(command(uds), preexec_fn=lambda: signal.signal(number, signal.SIG_IGN)) as child:
+        ready_line(child)
+        child.send_signal(number)
+        with connect(uds, 7) as host:
+            host.sendall(b"still there?")
+            assert receive(host, 12) == b"still there?"
+        child.terminate()
+        assert child.wait(HANG) == 143
 
 
 def test_the_commands_options_give_ports_to_services(tmp_path: Path) -> None:

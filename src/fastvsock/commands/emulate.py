@@ -39,7 +39,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serve until SIGTERM or SIGINT, and return 128 plus its number.
+    """Serve until SIGTERM, SIGINT or SIGHUP, and return 128 plus its number.
 
     Raises `UsageError` or `PortError` for a service that makes no sense, `EmulatorError` where `UDS` cannot be used.
     """
@@ -53,8 +53,9 @@ def run(args: argparse.Namespace) -> int:
         status = 128 + number
         emulator.stop()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, on_signal)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup, and a shell's background jobs, mean it so
+            signal.signal(number, on_signal)
     try:
         emulator.listen()
         names = ", ".join(f"{port} {_name(service)}" for port, service in sorted(services.items()))
