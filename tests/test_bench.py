@@ -10,12 +10,13 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from support import HANG, started
+from support import HANG, Child, started
 
 pytest.importorskip("pyperf")
 if not (shutil.which("cc") or shutil.which("gcc")):
@@ -316,6 +317,51 @@ def test_the_users_bench_tells_what_is_wrong_in_one_sentence(tmp_path: Path) -> 
     assert "no such socket" in missing.stderr
     assert users_bench("--port", "9").returncode == 2
     assert users_bench("--seconds", "0").returncode == 2
+
+
+def measuring(child: Child, folder: Path) -> None:
+    """Wait until a `fastvsock bench` has its far end and its processes."""
+    deadline = time.monotonic() + HANG
+    while not (list(folder.glob("*/v.sock")) and Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.skipif("splice" not in STDIO, reason="splice was not built")
+@pytest.mark.parametrize("whole_group", [False, True])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_ends_the_users_bench_and_leaves_nothing(
+    tmp_path: Path, number: signal.Signals, whole_group: bool
+) -> None:
+    """As `kill` and `timeout` send it, or a terminal that goes: no folder, no process, no traceback."""
+    command = [sys.executable, "-c", USERS, "bench", "--seconds", "60"]
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    with started(command, env=environment, start_new_session=True) as child:
+        measuring(child, tmp_path)
+        time.sleep(0.2)
+        if whole_group:
+            os.killpg(child.pid, number)
+        else:
+            child.send_signal(number)
+        assert child.wait(HANG) == 128 + number
+        assert (child.stdout.read(), child.stderr.read()) == (b"", b"")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ProcessLookupError):
+        os.killpg(child.pid, 0)
+
+
+@pytest.mark.skipif("splice" not in STDIO, reason="splice was not built")
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
+def test_a_signal_that_was_ignored_does_not_end_the_users_bench(tmp_path: Path, number: signal.Signals) -> None:
+    """As under nohup, or in the background of a script."""
+    command = [sys.executable, "-c", USERS, "bench", "--seconds", "2", "--rounds", "1"]
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    ignoring = partial(signal.signal, number, signal.SIG_IGN)
+    with started(command, env=environment, start_new_session=True, preexec_fn=ignoring) as child:
+        measuring(child, tmp_path)
+        os.killpg(child.pid, number)
+        assert child.wait(HANG) == 0
+        assert b"splice" in child.stdout.read()
 
 
 @pytest.mark.skipif("splice" not in STDIO, reason="splice was not built")

@@ -34,6 +34,7 @@ from .relaying import Relay
 DISCARD, CHARGEN = 9, 19  # RFC 863, RFC 864
 PORTS = {"up": DISCARD, "down": CHARGEN}
 ENGINES = ("splice", "copy")
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 WRITE = bytes(1 << 16)
 READ_SIZE = 1 << 20
 
@@ -205,13 +206,25 @@ def _children(*works: Callable[[], None]) -> Iterator[Sequence[int]]:
     pids: list[int] = []
     try:
         for work in works:
-            pids.append(_fork(work))
+            with signals_held_off():
+                pids.append(_fork(work))
         yield pids
     finally:
-        for pid in pids:
-            os.kill(pid, signal.SIGKILL)  # not waited for yet, so the number is still its own
-        for pid in pids:
-            os.waitpid(pid, 0)
+        with signals_held_off():
+            for pid in pids:
+                os.kill(pid, signal.SIGKILL)  # not waited for yet, so the number is still its own
+            for pid in pids:
+                os.waitpid(pid, 0)
+
+
+@contextmanager
+def signals_held_off(hold: bool = True) -> Iterator[None]:
+    """Let what `SIGNALS` do to this process wait until the block ends; without `hold`, let them in within one."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK if hold else signal.SIG_UNBLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _fork(work: Callable[[], None]) -> int:
@@ -223,7 +236,10 @@ def _fork(work: Callable[[], None]) -> int:
 
 def _work(work: Callable[[], None]) -> NoReturn:
     try:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches every process of the terminal
+        for number in SIGNALS:  # a terminal's reach each process by itself
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         work()
     except BaseException:
         if os.environ.get("FASTVSOCK_DEBUG") == "1":

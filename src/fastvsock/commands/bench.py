@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable
 from contextlib import ExitStack
 from statistics import median
+from types import FrameType
 
 from .. import benchmark, errors, handshake
 from ..benchmark import Sample
@@ -23,23 +24,46 @@ into its discard service, down from its chargen service, as `fastvsock emulate` 
 """
 
 
+class Ended(BaseException):
+    """By the signal `number`: so that all the processes, and the far end's folder, are cleared away."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
 def main(arguments: list[str]) -> int:
     """Run the subcommand and return the exit status."""
     options = _parse(arguments)
     ports = _ports(options)
-    found: list[dict[str, dict[str, Sample]]] = []
+    for number in benchmark.SIGNALS:
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup, and a shell's background jobs, mean it so
+            signal.signal(number, _end)
     try:
-        with ExitStack() as stack:
-            uds = options.uds or stack.enter_context(benchmark.far_end())
-            stack.callback(_show_progress, None)
+        print(report(measure(options, ports), options.uds))
+    except Ended as ended:
+        return 128 + ended.number
+    return 0
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    for later in benchmark.SIGNALS:  # one is enough
+        signal.signal(later, signal.SIG_IGN)
+    raise Ended(number)
+
+
+def measure(options: argparse.Namespace, ports: dict[str, int]) -> list[dict[str, dict[str, Sample]]]:
+    """The samples of each round. A signal interrupts the measuring only, not what is made before and cleared after."""
+    found: list[dict[str, dict[str, Sample]]] = []
+    with benchmark.signals_held_off(), ExitStack() as stack:
+        uds = options.uds or stack.enter_context(benchmark.far_end())
+        stack.callback(_show_progress, None)
+        with benchmark.signals_held_off(hold=False):
             _show_progress(0.0)
             for samples in benchmark.compare(uds, ports, options.seconds, options.rounds):
                 found.append(samples)
                 _show_progress(len(found) / options.rounds)
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
-    print(report(found, options.uds))
-    return 0
+    return found
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
