@@ -299,12 +299,13 @@ with benchmark.far_end() as uds:
         done = users_bench("--uds", uds, "--seconds", "0.4", "--rounds", "1")
         assert done.returncode == 0, done.stderr
         assert uds in done.stdout
+        assert ", 1 round\n" in done.stdout
         only = users_bench("--uds", uds, "--port", "19", "--seconds", "0.2", "--rounds", "1")
         assert "down  splice" in only.stdout
         assert "up    splice" not in only.stdout
         wrong = users_bench("--uds", uds, "--port", "9", "--way", "down", "--seconds", "0.2", "--rounds", "1")
         assert wrong.returncode == 1
-        assert "chargen, port 19" in wrong.stderr
+        assert "choose a port whose service never stops writing (chargen, port 19)" in wrong.stderr
         assert wrong.stderr.count("\n") == 1
         child.stdin.close()
         assert child.wait(HANG) == 0
@@ -361,7 +362,7 @@ def test_a_signal_that_was_ignored_does_not_end_the_users_bench(tmp_path: Path, 
         measuring(child, tmp_path)
         os.killpg(child.pid, number)
         assert child.wait(HANG) == 0
-        assert b"splice" in child.stdout.read()
+        assert b", 1 round\n" in child.stdout.read()
 
 
 @pytest.mark.skipif("splice" not in STDIO, reason="splice was not built")

@@ -110,13 +110,13 @@ def take(uds: str, port: int, way: str, engine: str, seconds: float) -> Sample:
 
 def _sample(told: dict[str, object], uds: str, port: int, way: str) -> Sample:
     where = f"{uds}: guest port {port}"
-    service = "read whatever comes (discard, port 9)" if way == "up" else "never stop writing (chargen, port 19)"
+    service = "reads whatever comes (discard, port 9)" if way == "up" else "never stops writing (chargen, port 19)"
     if told.pop("ended", "error") != "stopped":
         why = told.get("fault") or "it closed the connection"
-        raise BenchmarkError(f"{where} ended the measurement ({why}): choose a port whose service does {service}")
+        raise BenchmarkError(f"{where} ended the measurement ({why}): choose a port whose service {service}")
     sample = Sample(**told)  # type: ignore[arg-type]
     if sample.moved <= 0:
-        raise BenchmarkError(f"{where} moved nothing {way}: choose a port whose service does {service}")
+        raise BenchmarkError(f"{where} moved nothing {way}: choose a port whose service {service}")
     return sample
 
 

@@ -101,7 +101,7 @@ def report(found: list[dict[str, dict[str, Sample]]], uds: str | None) -> str:
     where = f"through {uds}" if uds else "no VM, all on this machine"
     lines = [
         f"fastvsock bench: {where}; Linux {platform.release()}, {os.cpu_count()} CPUs, "
-        f"Python {platform.python_version()}, {len(found)} rounds",
+        f"Python {platform.python_version()}, {len(found)} round{'s' * (len(found) != 1)}",
         "",
         f"{'':6}{'engine':14}{'GiB/s':>8}{'CPU s/GiB':>12}",
     ]
