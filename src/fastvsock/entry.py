@@ -177,7 +177,7 @@ def _connect(options: Options) -> int:
     for number in SIGNALS:
         if _signal.getsignal(number) != _signal.SIG_IGN:  # nohup, and a shell's background jobs, mean it so
             _signal.signal(number, ending)
-    _fill_closed()
+    fill_closed()
     sock = handshake.connect(options.uds, options.port, options.timeout, options.wait)
     if options.fdpass:
         return _hand_over(sock)
@@ -231,7 +231,7 @@ def _become(command: "list[str]", sock: _socket.socket) -> "NoReturn":
         raise errors.CommandError(command[0], error) from None
 
 
-def _fill_closed() -> None:
+def fill_closed() -> None:
     """Put /dev/null where stdin, stdout or stderr is closed: else the connection would take that number."""
     for number in range(3):
         try:

@@ -57,7 +57,7 @@ def run(options: argparse.Namespace, command: list[str]) -> int:
     serve: ToSocket | ToCommand | ToStdio
     stdio = not (command or options.tcp or options.unix)
     if stdio:
-        entry._fill_closed()
+        entry.fill_closed()
         serve = ToStdio(terms)
     limit = raise_descriptor_limit()
     if command:
