@@ -133,9 +133,16 @@ def open_socket(kind: "type[Socket]", uds: str, port: int) -> "Socket":
     try:
         sock = kind(_socket.AF_UNIX, _socket.SOCK_STREAM)
     except OSError as error:
-        raise errors.ConnectError(uds, port, error.strerror or str(error)) from None
+        raise _unnamed(uds, port, error) from None
     sock.setblocking(False)
     return sock
+
+
+def _unnamed(uds: str, port: int, error: OSError) -> errors.ConnectError:
+    """A failure that has no class of its own, with its errno, which tells a shortage from what stays so."""
+    failure = errors.ConnectError(uds, port, error.strerror or str(error))
+    failure.errno = error.errno
+    return failure
 
 
 def shake(sock: _socket.socket, uds: str, port: int) -> "Iterator[float | None]":
@@ -153,7 +160,7 @@ def shake(sock: _socket.socket, uds: str, port: int) -> "Iterator[float | None]"
     except OSError as error:
         if isinstance(error, errors.ConnectError):
             raise
-        raise errors.ConnectError(uds, port, error.strerror or str(error)) from None
+        raise _unnamed(uds, port, error) from None
 
 
 def _reach(sock: _socket.socket, uds: str, port: int) -> "Iterator[float]":
