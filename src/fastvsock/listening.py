@@ -4,21 +4,25 @@ An address is ``HOST:PORT``, ``[HOST]:PORT`` or ``unix:PATH``. A port of 0 lets 
 collide. Loopback is the rule: an address that other machines reach must be asked for.
 
 A socket file is made under a umask that leaves it to its owner, so it never is anybody else's, not for a moment. A
-stale one, which refuses connections, is removed first, a live one never: from the look to the listen(2), the folder is
-locked (flock on the folder itself, which leaves nothing behind), so two that start at once cannot take each other's
-new socket for a stale one.
+stale one is removed first, a live one never. To tell them apart, a *datagram* socket is connected to it: where nobody
+holds the socket any more that is refused, a live one has the wrong type (unix(7), EPROTOTYPE), and whoever listens
+there sees nothing of it. From the look to the bind(2) the folder is locked (flock on the folder itself, which leaves
+nothing behind), so two that start at once cannot take each other's new socket for a stale one. Anybody who may read the
+folder can hold such a lock, so nothing else needs it, and nobody waits for it for more than `LOCK_PATIENCE`.
 
 listen(2) is what makes the kernel accept, so everything that `announce` does comes after it.
 """
 
+import errno
 import fcntl
 import ipaddress
 import os
 import socket
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from time import monotonic, sleep
 
 from . import errors
 from .handshake import SUN_PATH_MAX
@@ -26,6 +30,7 @@ from .handshake import SUN_PATH_MAX
 BACKLOG = 4096  # the kernel's own cap, net.core.somaxconn, since Linux 5.4
 FIRST_PASSED = 3  # SD_LISTEN_FDS_START of sd_listen_fds(3)
 OWNER_ONLY = 0o600
+LOCK_PATIENCE, LOCK_PAUSE = 1.0, 0.02  # seconds
 
 
 @dataclass(frozen=True)
@@ -80,12 +85,17 @@ class Listener:
     def close(self) -> None:
         """Listen no more."""
         self.sock.close()
+        self.remove_file()
+
+    def remove_file(self) -> None:
+        """Remove the socket file, unless another process has put its own in its place."""
         if self._file is None:
             return
         path, made = self._file
         self._file = None
         try:
-            with _locked_folder(path):
+            with _folder(path) as folder:
+                _lock(folder)  # out of regard for one who is just looking at the file; without it, it still goes
                 if os.path.samestat(os.lstat(path), made):
                     os.unlink(path)
         except OSError:
@@ -126,17 +136,42 @@ def _open_tcp(address: Address) -> Listener:
 def _open_unix(path: str, mode: int) -> Listener:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        with _locked_folder(path) as folder:
-            _remove_stale(path, folder)
-            umask = os.umask(0o777 & ~mode)
+        with _folder(path) as folder:
             try:
-                sock.bind(_short(path, folder))
-            finally:
-                os.umask(umask)
+                _bind(sock, path, folder, mode)
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+                _replace_stale(sock, path, folder, mode)
             return _listen(sock, (path, os.lstat(path)))
     except BaseException:
         sock.close()
         raise
+
+
+def _bind(sock: socket.socket, path: str, folder: int, mode: int) -> None:
+    umask = os.umask(0o777 & ~mode)
+    try:
+        sock.bind(_short(path, folder))
+    finally:
+        os.umask(umask)
+
+
+def _replace_stale(sock: socket.socket, path: str, folder: int, mode: int) -> None:
+    """Bind in the place of a socket file that nobody holds. Raises `FastvsockError` for anything else there."""
+    if not _lock(folder):
+        raise errors.FastvsockError(
+            f"cannot listen on unix:{path}: it is there, and another process keeps its folder locked (flock), "
+            "so whether it is in use cannot be told"
+        )
+    if _is_stale(path, folder):
+        os.unlink(path)
+    try:
+        _bind(sock, path, folder, mode)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        raise errors.FastvsockError(f"cannot listen on unix:{path}: another process listens on it") from None
 
 
 def _listen(sock: socket.socket, file: "tuple[str, os.stat_result] | None" = None) -> Listener:
@@ -146,13 +181,25 @@ def _listen(sock: socket.socket, file: "tuple[str, os.stat_result] | None" = Non
 
 
 @contextmanager
-def _locked_folder(path: str) -> Iterator[int]:
+def _folder(path: str) -> Iterator[int]:
     folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fcntl.flock(folder, fcntl.LOCK_EX)
         yield folder
     finally:
         os.close(folder)
+
+
+def _lock(folder: int) -> bool:
+    """Lock a folder until it is closed; whether that was possible within `LOCK_PATIENCE`."""
+    give_up = monotonic() + LOCK_PATIENCE
+    while True:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if monotonic() >= give_up:
+                return False
+        sleep(LOCK_PAUSE)
 
 
 def _short(path: str, folder: int) -> str:
@@ -162,24 +209,22 @@ def _short(path: str, folder: int) -> str:
     return f"/proc/self/fd/{folder}/{os.path.basename(path)}"
 
 
-def _remove_stale(path: str, folder: int) -> None:
-    """Remove a socket file that nobody listens on. Raises `FastvsockError` for anything else at that place."""
+def _is_stale(path: str, folder: int) -> bool:
+    """Whether there is a socket file that no process holds. Raises `FastvsockError` for what is no socket."""
     try:
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
             raise errors.FastvsockError(f"cannot listen on unix:{path}: there is something, and it is no socket")
     except FileNotFoundError:
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
+        return False
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect(_short(path, folder))
         except ConnectionRefusedError:
-            return os.unlink(path)
-        except BlockingIOError:
-            pass  # its backlog is full: it lives
-        except FileNotFoundError:
-            return
-    raise errors.FastvsockError(f"cannot listen on unix:{path}: another process listens on it")
+            return True
+        except OSError as error:
+            if error.errno not in (errno.EPROTOTYPE, errno.ENOENT):
+                raise
+    return False
 
 
 def passed(environment: "os._Environ[str]", *, remote: bool = False) -> list[Listener]:
@@ -204,6 +249,8 @@ def _adopt(fd: int, remote: bool) -> Listener:
         raise errors.FastvsockError(
             f"descriptor {fd} of LISTEN_FDS is no listening stream socket (Accept=no is needed)"
         )
+    if sock.family not in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX):
+        raise errors.FastvsockError(f"descriptor {fd} of LISTEN_FDS is neither a TCP nor a Unix socket")
     sock.set_inheritable(False)
     sock.setblocking(False)  # systemd does no more than poll it: sd_listen_fds(3), NonBlocking= in systemd.service(5)
     listener = Listener(sock)
@@ -213,27 +260,65 @@ def _adopt(fd: int, remote: bool) -> Listener:
 
 
 class PortFile:
-    """A file with the port (or the path of a Unix socket) and a newline: whole from its first moment."""
+    """A file with the port (or the path of a Unix socket) and a newline: whole from its first moment.
 
-    def __init__(self, path: str, address: Address) -> None:
-        text = address.path or str(address.port)
-        draft = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.{os.getpid()}")
+    A regular file at that place is replaced. Anything else, a FIFO or /dev/stdout for instance, is written to as a
+    shell's ``>`` does, and stays. A FIFO's reader is waited for, until `give_up` says otherwise.
+    """
+
+    def __init__(self, path: str, address: Address, give_up: Callable[[], object] = lambda: False) -> None:
+        text = os.fsencode(f"{address.path or address.port}\n")
+        self._path = path
+        self._made: os.stat_result | None = None
         try:
-            with open(draft, "x") as file:
-                file.write(f"{text}\n")
-            self._made = os.stat(draft)
-            os.rename(draft, path)
+            if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
+                _write_into(path, text, give_up)
+            else:
+                self._made = _replace(path, text)
         except OSError as error:
             raise errors.FastvsockError(f"cannot write the port file {path}: {error.strerror}") from None
-        self._path = path
 
     def remove(self) -> None:
-        """Remove it, unless another process has put its own in its place."""
+        """Remove it, if it is a file of ours and no other process has put its own in its place."""
         try:
-            if os.path.samestat(os.stat(self._path), self._made):
+            if self._made and os.path.samestat(os.lstat(self._path), self._made):
                 os.unlink(self._path)
         except OSError:
             pass
+
+
+def _replace(path: str, text: bytes) -> os.stat_result:
+    """Put a new file in the place of `path`, at once; return which one it is."""
+    # No pid in the name: in containers the same one comes back, and finds what was left behind by one that was killed.
+    draft = os.path.join(os.path.dirname(path), f".fastvsock-{os.urandom(8).hex()}")
+    fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        os.write(fd, text)
+        made = os.fstat(fd)
+        os.rename(draft, path)
+    except BaseException:
+        os.unlink(draft)
+        raise
+    finally:
+        os.close(fd)
+    return made
+
+
+def _write_into(path: str, text: bytes, give_up: Callable[[], object]) -> None:
+    while True:
+        try:
+            fd = os.open(path, os.O_WRONLY | os.O_TRUNC | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+            break
+        except OSError as error:
+            if error.errno != errno.ENXIO or not stat.S_ISFIFO(os.stat(path).st_mode):  # fifo(7): no reader yet
+                raise
+            if give_up():
+                raise InterruptedError(errno.EINTR, "nobody has opened it to read") from None
+        sleep(LOCK_PAUSE)
+    try:
+        os.write(fd, text)
+    finally:
+        os.close(fd)
 
 
 def notify(state: str) -> None:
@@ -246,6 +331,16 @@ def notify(state: str) -> None:
             sock.sendto(state.encode(), address.replace("@", "\0", 1) if address[0] == "@" else address)
         except OSError:
             pass  # as sd_notify(3) has it: a service works without
+
+
+def check_ready(fd: int) -> None:
+    """Raise `UsageError` unless a line can be written to `fd`. To be asked before anything of ours is opened."""
+    try:
+        if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY:
+            return
+    except (OSError, OverflowError, ValueError):
+        pass
+    raise errors.UsageError(f"--ready-fd {fd}: no descriptor of that number is open for writing")
 
 
 def tell(fd: int, text: str) -> None:

@@ -1,0 +1,152 @@
+"""Where a service listens and how it tells: what is at that place already comes to no harm, and nor do others."""
+
+import fcntl
+import os
+import socket
+import stat
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from serving import FarEnd, ask, connect, pass_as, receive, service_command, serving
+
+from fastvsock import errors, listening
+from support import HANG, started
+
+ADDRESS = listening.Address("127.0.0.1", 4711)
+
+
+@pytest.fixture
+def far_end(tmp_path: Path) -> Iterator[FarEnd]:
+    """A guest that echoes on every port but 0."""
+    far_end = FarEnd(tmp_path / "far.sock")
+    yield far_end
+    far_end.close()
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """The lock on a folder that anybody who may read it can hold."""
+    held = os.open(folder, os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        os.close(held)
+
+
+# A place that is taken
+
+
+def test_a_second_start_at_the_same_place_does_not_end_the_first(tmp_path: Path) -> None:
+    words = service_command("listen", "--ready-fd", "2", str(tmp_path / "v.sock"), "5201")
+    with started(words) as first:
+        assert first.stderr.readline()
+        second = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, timeout=HANG, check=False)
+        assert b"another process listens on it" in second.stderr
+        with connect(f"unix:{tmp_path}/v.sock_5201") as guest:
+            first.stdin.write(b"x")
+            assert receive(guest, 1) == b"x", "the first connection is this one"
+
+
+@pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_SEQPACKET])
+def test_a_socket_of_any_kind_that_somebody_holds_is_left_alone(tmp_path: Path, kind: socket.SocketKind) -> None:
+    with socket.socket(socket.AF_UNIX, kind) as held:
+        held.bind(str(tmp_path / "held"))
+        with pytest.raises(errors.FastvsockError, match="another process listens on it"):
+            listening.open_listener(listening.Address(path=str(tmp_path / "held")))
+    listening.open_listener(listening.Address(path=str(tmp_path / "held"))).close()  # nobody's now
+
+
+def test_a_lock_on_the_folder_holds_up_neither_start_nor_end(far_end: FarEnd, tmp_path: Path) -> None:
+    path = tmp_path / "listen"
+    with locked(tmp_path), serving("proxy", "--listen", f"unix:{path}", far_end.uds, "7") as proxy:
+        assert ask(proxy.address, b"x") == b"x"
+        assert proxy.end() == (0, "")
+        assert not path.exists()
+
+
+def test_a_stale_socket_that_is_locked_is_told_in_a_sentence(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(str(tmp_path / "stale"))
+    with locked(tmp_path), pytest.raises(errors.FastvsockError, match="another process keeps its folder locked"):
+        listening.open_listener(listening.Address(path=str(tmp_path / "stale")))
+
+
+def test_a_passed_socket_of_another_family_is_told_in_a_sentence(far_end: FarEnd) -> None:
+    try:
+        passed = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
+        passed.bind((socket.VMADDR_CID_ANY, socket.VMADDR_PORT_ANY))
+        passed.listen()
+    except OSError as error:
+        pytest.skip(f"no AF_VSOCK here: {error}")
+    with passed:
+        done = subprocess.run(
+            [*pass_as(passed.fileno(), 3), *service_command("proxy", far_end.uds, "7")],
+            capture_output=True,
+            pass_fds=[passed.fileno()],
+            env=os.environ | {"LISTEN_FDS": "1"},
+            timeout=HANG,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr == b"fastvsock: descriptor 3 of LISTEN_FDS is neither a TCP nor a Unix socket\n"
+
+
+# The port file
+
+
+def test_a_port_file_that_is_a_symlink_is_written_through_and_stays(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("something longer than a port")
+    (tmp_path / "link").symlink_to("file")
+    listening.PortFile(str(tmp_path / "link"), ADDRESS).remove()
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "file").read_text() == "4711\n"
+
+
+def test_a_port_file_that_is_a_fifo_gets_the_line_and_stays(tmp_path: Path) -> None:
+    path = tmp_path / "fifo"
+    os.mkfifo(path)
+    read: list[str] = []
+    reader = threading.Thread(target=lambda: read.append(path.read_text()))
+    reader.start()
+    listening.PortFile(str(path), ADDRESS).remove()
+    reader.join(HANG)
+    assert read == ["4711\n"]
+    assert stat.S_ISFIFO(path.stat().st_mode)
+
+
+def test_a_port_file_that_is_a_device_stays(tmp_path: Path) -> None:
+    path = tmp_path / "full"
+    try:
+        os.mknod(path, stat.S_IFCHR | 0o666, os.makedev(1, 7))
+    except PermissionError:
+        pytest.skip("only root makes devices")
+    with pytest.raises(errors.FastvsockError, match="No space left on device"):
+        listening.PortFile(str(path), ADDRESS)
+    assert stat.S_ISCHR(path.stat().st_mode)
+
+
+def test_what_cannot_be_replaced_leaves_no_draft_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "rename", fail)
+    with pytest.raises(errors.FastvsockError, match="Input/output error"):
+        listening.PortFile(str(tmp_path / "port"), ADDRESS)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_draft_of_one_that_was_killed_is_in_nobodys_way(tmp_path: Path) -> None:
+    (tmp_path / f".port.{os.getpid()}").touch()  # in containers, pids come back
+    listening.PortFile(str(tmp_path / "port"), ADDRESS)
+    assert (tmp_path / "port").read_text() == "4711\n"
+
+
+def test_a_path_that_is_no_text_is_written_as_it_is(tmp_path: Path) -> None:
+    path = os.fsdecode(b"/run/\xff")
+    listening.PortFile(str(tmp_path / "port"), listening.Address(path=path))
+    assert (tmp_path / "port").read_bytes() == b"/run/\xff\n"
