@@ -105,12 +105,14 @@ def status_of(pid: int, name: str) -> int:
 class FarEnd:
     """A VMM and a guest that echoes on every port, for as many connections as there are descriptors.
 
-    `taken` counts its connections, `held` those that are open. A guest's port of 0 is refused.
+    `taken` counts its connections, `held` those that are open, `heard` what each said that has ended. A guest's port of
+    0 is refused, and each answer comes after `delay` seconds.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.uds = str(path)
+    def __init__(self, path: Path, delay: float = 0) -> None:
+        self.uds, self.delay = str(path), delay
         self.taken = self.held = 0
+        self.heard: list[bytes] = []
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()
@@ -125,17 +127,21 @@ class FarEnd:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.taken += 1
         self.held += 1
+        heard = []
         try:
             line = await reader.readline()
+            await asyncio.sleep(self.delay)
             if line != b"CONNECT 0\n":
                 writer.write(b"OK 1073741824\n")
                 while data := await reader.read(1 << 16):
+                    heard.append(data)
                     writer.write(data)
                     await writer.drain()
         except ConnectionError:
             pass
         finally:
             self.held -= 1
+            self.heard.append(b"".join(heard))
             writer.close()
 
     async def _stop(self) -> None:
@@ -171,6 +177,11 @@ def is_alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] != b"Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def script_command(script: str, name: str, *arguments: str) -> list[str]:
+    """The command line of a service that runs after `script` has bent what it meets."""
+    return [sys.executable, "-c", f"{script}\nfrom fastvsock import cli; cli.main()", name, *arguments]
 
 
 def pass_as(fd: int, number: int) -> list[str]:

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import signal
 import socket
 import stat
 import subprocess
@@ -11,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from serving import FarEnd, ask, connect, pass_as, receive, service_command, serving
+from serving import FarEnd, ask, connect, eventually, pass_as, receive, service_command, serving
 
 from fastvsock import errors, listening
 from support import HANG, started
@@ -150,3 +151,32 @@ def test_a_path_that_is_no_text_is_written_as_it_is(tmp_path: Path) -> None:
     path = os.fsdecode(b"/run/\xff")
     listening.PortFile(str(tmp_path / "port"), listening.Address(path=path))
     assert (tmp_path / "port").read_bytes() == b"/run/\xff\n"
+
+
+def test_a_fifo_that_nobody_reads_is_given_up_when_a_signal_comes(far_end: FarEnd, tmp_path: Path) -> None:
+    path = tmp_path / "fifo"
+    os.mkfifo(path)
+    with started(service_command("proxy", "--port-file", str(path), far_end.uds, "7")) as child:
+        eventually(lambda: takes_signals(child.pid), True)
+        child.terminate()
+        assert child.wait(HANG) == 1
+    assert stat.S_ISFIFO(path.stat().st_mode)
+
+
+def takes_signals(pid: int) -> bool:
+    """Whether a process blocks SIGTERM, to take it in a thread of its own."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    mask = next(int(line.split()[1], 16) for line in lines if line.startswith("SigBlk:"))
+    return bool(mask >> (signal.SIGTERM - 1) & 1)
+
+
+# The ready descriptor
+
+
+@pytest.mark.parametrize("number", ["-1", "3", "4", "5", "6", "99", "99999999999"])
+def test_a_ready_descriptor_that_is_not_open_is_told_before_anything_else(far_end: FarEnd, number: str) -> None:
+    words = service_command("proxy", "--ready-fd", number, far_end.uds, "7")
+    with started(words) as child:
+        out, said = child.communicate(timeout=HANG)
+    assert (child.returncode, out) == (2, b"")
+    assert said == f"fastvsock: --ready-fd {number}: no descriptor of that number is open for writing\n".encode()

@@ -746,11 +746,11 @@ def test_where_a_descendant_cannot_be_looked_into_its_user_decides(monkeypatch: 
     ):
         sock, _ = server.accept()
         connection = service.Connection(sock, "this process' own")
-        assert not family.owns(connection), "for it is its parent's, not sleep's"
+        assert family.refusal(connection) == peer.STRANGER, "for it is its parent's, not sleep's"
         monkeypatch.setattr(peer, "_has_open", lambda pid, inode: None)
-        assert family.owns(connection)
-        monkeypatch.setattr(peer, "_user", lambda pid: os.getuid() + 1)
-        assert not family.owns(connection)
+        assert not family.refusal(connection)
+        monkeypatch.setattr(peer, "_users", lambda pid: {os.getuid() + 1})
+        assert family.refusal(connection) == peer.STRANGER
         sock.close()
 
 

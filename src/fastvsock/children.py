@@ -1,8 +1,10 @@
 """Child processes and signals, for a process whose threads block signals and whose main thread is told of them.
 
 All signals of `SIGNALS` are blocked before the first thread starts, and one thread takes them by sigwaitinfo(2). That
-way, unlike in a handler, it can be seen where a signal comes from: what the kernel sends for a terminal (Ctrl-C, a
-hang-up) goes to the whole foreground process group, so a child in it has got it already and must not get it twice.
+way, unlike in a handler, it can be seen where a signal comes from: what the kernel sends for a terminal (Ctrl-C, say)
+goes to the whole foreground process group, so a child in it has got it already and must not get it twice. But a hang-up
+goes to the session's leader alone (tty_signal_session_leader() in drivers/tty/tty_jobctrl.c), which this process is
+under `docker run -t` and `ssh -t`; only when that one has ended, the group gets it.
 
 A child starts as if nobody had blocked or ignored anything, and with the limit of descriptors that this process was
 started with: posix_spawn(3) is what can do the former without running Python between fork and exec.
@@ -15,11 +17,16 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 
 from . import errors
+from .service import say
 
 SI_KERNEL = 0x80  # include/uapi/asm-generic/siginfo.h
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 PASSED_ON = (*ENDING, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH, signal.SIGCONT)
+HANG_UP = (signal.SIGHUP, signal.SIGCONT)  # it comes as these two
 IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
+
+STDERR = (os.POSIX_SPAWN_DUP2, 2, 2)  # for the case that it was closed, and now is /dev/null and not inheritable
+STACK = 1 << 18  # bytes; the default of 8 MiB is address space that some containers count
 
 Signal = tuple[int, bool]  # its number, and whether the foreground process group has got it as well
 
@@ -40,7 +47,8 @@ class Signals:
     def _take(self) -> None:
         while True:
             taken = signal.sigwaitinfo(self._numbers)
-            self._tell((taken.si_signo, taken.si_code == SI_KERNEL))
+            for_leader = taken.si_signo in HANG_UP and os.getsid(0) == os.getpid()
+            self._tell((taken.si_signo, taken.si_code == SI_KERNEL and not for_leader))
 
 
 class Child:
@@ -52,10 +60,14 @@ class Child:
         self._lock = threading.Lock()  # a pid that was waited for may be another process' by now
 
     def send(self, number: int) -> None:
-        """Send it a signal, if it has not ended."""
+        """Send it a signal, if it has not ended; say so where that is not allowed."""
         with self._lock:
-            if self.status is None:
-                os.kill(self.pid, number)
+            try:
+                if self.status is None:
+                    os.kill(self.pid, number)
+            except PermissionError:
+                name = signal.Signals(number).name
+                say(f"cannot pass {name} on to the command, process {self.pid}: it runs as another user (sudo?)")
 
     def wait(self) -> int:
         """Wait for its end and return its status."""
@@ -98,7 +110,7 @@ def spawn(
             words[0],
             words,
             {name: value for name, value in environment.items() if name != "NOTIFY_SOCKET"},
-            file_actions=[(os.POSIX_SPAWN_DUP2, stdin, 0), (os.POSIX_SPAWN_DUP2, stdout, 1)],
+            file_actions=[(os.POSIX_SPAWN_DUP2, stdin, 0), (os.POSIX_SPAWN_DUP2, stdout, 1), STDERR],
             setsigmask=(),
             setsigdef=IGNORED_BY_PYTHON,
         )

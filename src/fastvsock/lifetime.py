@@ -7,17 +7,21 @@ It ends
 - by SIGTERM, SIGINT or SIGHUP: it stops accepting at once, and ends when the last connection does or at the end of
   `grace`. A second signal ends it at once, with 128 plus its number.
 
-A command gets the signals instead, and its end is what follows.
+A command gets the signals instead, and its end is what follows; once it has ended, a signal ends the service at once.
+Its status is the service's, but where that would be 0, bytes of its connections that were lost make it 1, or 128 plus
+the number of the signal that cut them off.
+
+Signals are taken, and kept, before there is anything to clean up: see `Lifetime`.
 """
 
+import threading
 from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
-from signal import SIGCHLD
-from time import monotonic
+from signal import SIGCHLD, SIGQUIT
+from time import monotonic, sleep
 
-from .children import ENDING, PASSED_ON, Child, Signal, Signals
+from .children import ENDING, PASSED_ON, STACK, Child, Signal, Signals
 from .listening import Address, PortFile, notify, tell
 from .peer import adopt_orphans
 from .service import Connection, Service, say
@@ -27,48 +31,61 @@ QUIET = 0.5  # seconds; as relay.LINGER: silence for so long is an end
 LOOK = 0.05  # seconds between two looks at what is quiet
 
 
-@dataclass(frozen=True)
 class Plan:
     """How a service lives. Times are in seconds.
 
     `say_where`: whether its address goes to stdout; `start` starts its command, once it accepts.
     """
 
-    once: bool = False
-    grace: float = 10.0
-    stats_interval: float = NEVER
-    say_where: bool = True
-    port_file: str | None = None
-    ready_fd: int | None = None
-    start: Callable[[], Child] | None = None
+    def __init__(
+        self,
+        *,
+        once: bool = False,
+        grace: float = 10.0,
+        stats_interval: float = NEVER,
+        say_where: bool = True,
+        port_file: str | None = None,
+        ready_fd: int | None = None,
+        start: Callable[[], Child] | None = None,
+    ) -> None:
+        self.once, self.grace, self.stats_interval = once, grace, stats_interval
+        self.say_where, self.port_file, self.ready_fd, self.start = say_where, port_file, ready_fd, start
 
 
 class Lifetime:
-    """Runs a service according to `plan`. To be made before any other thread is started, for the signals' sake."""
+    """Runs a service, with a command of its own or without.
 
-    def __init__(self, plan: Plan) -> None:
-        self._plan = plan
+    To be made before any other thread is started, for the signals' sake, and before anything that is to be removed at
+    the end: from now on a signal ends nothing, but waits until `run` can clean up.
+    """
+
+    def __init__(self, with_command: bool) -> None:
         self._signals: deque[Signal] = deque()
         self._wake: Callable[[], object] = lambda: None
         self._child: Child | None = None
-        self._signal = 0  # the first one, without a command
-        self._deadline = NEVER  # when the last connection has to end: set once it stops
+        self._stopping = False
+        self._deadline = NEVER  # when the last connection has to end, once it is stopping
+        self._signal = 0  # the last one that was not the command's
+        self._cut = self._cut_by_signal = False
         self._seen: dict[Connection, tuple[tuple[int, int], float]] = {}
-        if plan.start:
+        threading.stack_size(STACK)  # of all threads to come, in this process
+        if with_command:
             adopt_orphans()
-        Signals((*PASSED_ON, SIGCHLD) if plan.start else ENDING, self._tell)
+        Signals((*PASSED_ON, SIGCHLD) if with_command else ENDING, self._tell)
 
-    def run(self, service: Service) -> int:
+    def run(self, service: Service, plan: Plan) -> int:
         """Announce, serve until the end, clean up, and return the exit status. Raises `FastvsockError`."""
-        self._service, self._wake = service, service.wake
+        self._plan, self._service, self._wake = plan, service, service.wake
         where = service.listeners[0].address
         with ExitStack() as undo:
             undo.callback(self._stop)
-            if self._plan.port_file is not None:
-                undo.callback(PortFile(self._plan.port_file, where).remove)
+            undo.callback(self._outlive)
+            if plan.port_file is not None:
+                undo.callback(PortFile(plan.port_file, where, lambda: bool(self._signals)).remove)
             self._announce(where)
-            if self._plan.start:
-                self._child = self._plan.start()
+            self._take_signals()
+            if plan.start and not self._stopping:
+                self._child = plan.start()
             self._serve()
         return self._status()
 
@@ -81,61 +98,87 @@ class Lifetime:
 
     def _serve(self) -> None:
         next_stats = monotonic() + self._plan.stats_interval
-        while not self._is_over():
-            look = LOOK if self._child_ended() else NEVER
-            self._service.step(min(look, next_stats - monotonic(), self._deadline - monotonic()))
-            while self._signals:
-                self._react(*self._signals.popleft())
+        while True:
+            self._take_signals()
             if self._child_ended():
                 self._stop()
                 self._cut_quiet()
             elif self._plan.once and self._service.taken:
                 self._service.stop_accepting()
+            if self._is_over():
+                return
+            look = LOOK if self._child_ended() else NEVER
+            self._service.step(min(look, next_stats - monotonic(), self._deadline - monotonic()))
             if monotonic() >= next_stats:
                 next_stats += self._plan.stats_interval
                 say(stats(self._service))
 
     def _is_over(self) -> bool:
-        if self._deadline == NEVER:
+        if not self._stopping:
             return self._plan.once and self._service.ended > 0 and self._child is None
         left = len(self._service.open)
         if not left or monotonic() < self._deadline:
             return not left
+        self._cut = True
         say(f"{left} connection{'s were' if left > 1 else ' was'} still open: ended")
         self._service.cut()
         return True
 
     def _status(self) -> int:
-        if self._child:
-            return self._child.status or 0
         service = self._service
-        if self._signal and (self._deadline == 0 or (self._plan.once and not service.ended)):
+        if self._child:
+            return self._child.status or (128 + self._signal if self._signal and self._cut else self._has_lost())
+        if self._signal and (self._cut_by_signal or self._plan.start or (self._plan.once and not service.ended)):
             return 128 + self._signal
         return service.last_error.exit_code if self._plan.once and service.last_error else 0
+
+    def _has_lost(self) -> bool:
+        return self._cut or self._service.lost > 0
 
     def _tell(self, taken: Signal) -> None:
         self._signals.append(taken)
         self._wake()
 
+    def _take_signals(self) -> None:
+        while self._signals:
+            self._react(*self._signals.popleft())
+
     def _react(self, number: int, group: bool) -> None:
-        if number == SIGCHLD and self._child:
-            self._child.reap()
-        elif self._child:
+        if number == SIGCHLD:
+            if self._child:
+                self._child.reap()
+        elif self._child and not self._child_ended():
             if not group:
                 self._child.send(number)
-        elif self._signal:
-            self._deadline = 0
-        else:
-            self._signal = number
+        elif number in (*ENDING, SIGQUIT):
+            self._end(number)
+
+    def _end(self, number: int) -> None:
+        """A signal that is not the command's: the first one stops the service, the second ends it at once."""
+        if self._stopping or self._child_ended():
             self._stop()
+            self._deadline, self._cut_by_signal = 0, True
+        self._signal = number
+        self._stop()
 
     def _child_ended(self) -> bool:
         return self._child is not None and self._child.status is not None
 
+    def _outlive(self) -> None:
+        """Whatever went wrong here, the command is served with its signals until it ends."""
+        while self._child and not self._child_ended():
+            sleep(LOOK)
+            self._take_signals()
+
     def _stop(self) -> None:
-        if self._deadline == NEVER:
-            self._deadline = monotonic() + self._plan.grace
-            notify("STOPPING=1")
+        if self._stopping:
+            return
+        self._stopping = True
+        self._deadline = monotonic() + self._plan.grace
+        notify("STOPPING=1")
+        if self._child_ended():
+            self._service.last_call()  # what its command has connected and sent is under way
+        else:
             self._service.stop_accepting()
 
     def _cut_quiet(self) -> None:

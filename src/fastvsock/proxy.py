@@ -2,96 +2,45 @@
 
 A connection has one relay, and so two pumps and two threads. The socket towards the VMM is the relay's socket, with all
 that relaying.py says of its end; the near end is a socket, or a child's stdin and stdout, and one peer holds both its
-ways. That peer may be gone for good with its last words still in our socket, so `PeerRelay` delivers them.
+ways. That peer may be gone for good with its last words still in our socket, so it is a `PeerRelay`.
 
 Sockets are closed with care. Closing a TCP socket with unread input sends a reset, and a reset takes away what the peer
 has not read yet (RFC 2525, 2.17); a Unix socket's peer, a VMM perhaps, gets ECONNRESET instead of an end of file. So
 `hang_up` says "that was all" with a half-close, and reads on until the peer closes as well, or has got everything and
 been silent for a while.
-
-TCP does not tell a half-close from a close. A client that closed without having sent a byte, as a health check does,
-would be taken for one that only receives, and its relay would wait for the guest; so there the kernel is asked.
 """
 
 import errno
 import os
-import select
 import signal
 import socket
 import termios
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
 from functools import partial
 from time import monotonic
 
 from . import errors, handshake
-from .children import spawn
-from .engines import EOF, TARGET
+from .children import Child, spawn
 from .peer import is_closed
-from .relaying import GONE, NEVER, Relay, RelayResult
-from .service import Connection, queued
+from .relaying import GONE, PIECE, PeerRelay, Relay, RelayResult
+from .service import Connection, patiently, queued
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 SILENCE, FAREWELL = 5.0, 30.0  # seconds without and with a word from a peer, which has got everything: as nginx's
-PIECE = 1 << 16
 
 
-@dataclass(frozen=True)
 class Terms:
     """How connections are made and relayed. Times are in seconds."""
 
-    timeout: float = 10.0
-    wait: float = 0.0
-    linger: float | None = None
-    engine: str | None = None
+    __slots__ = ("engine", "linger", "timeout", "wait")
 
-
-class PeerRelay(Relay):
-    """A relay whose near end is one peer: where it reads no more, what it has said is still delivered.
-
-    From then on, what the guest sends is dropped, which keeps its end in sight. The relay ends when the peer's last
-    byte is handed over, or with the guest.
-    """
-
-    _deaf = False
-    _silent = False
-    near: socket.socket | None = None  # the near end, where it is a socket
-
-    def _run_down(self) -> None:
-        try:
-            self._down_end = self._down.run()
-            if self._down_end[0] == TARGET and self._down_end[1] in GONE:
-                self._deaf = True
-                if not self._silent:
-                    self._drop()
-        except BaseException as failure:
-            self._down_failure = failure
-        finally:
-            self._wake()
-            self._down_running.release()
-
-    def _drop(self) -> None:
-        poll = select.poll()
-        poll.register(self._sock.fileno(), select.POLLIN)
-        poll.register(self._down_woken, select.POLLIN)
-        while not any(fd == self._down_woken for fd, _ in poll.poll()):
-            try:
-                if not self._sock.recv(PIECE):
-                    return
-            except BlockingIOError:
-                continue
-            except OSError:
-                return
-
-    def _patience(self, end: int) -> float:
-        patience = super()._patience(end)
-        if patience == NEVER and end == EOF and self.near is not None and is_closed(self.near):
-            self._deaf = True
-        return patience
-
-    def _await_down(self, linger: float) -> None:
-        self._silent = True
-        if not self._deaf:
-            super()._await_down(linger)
+    def __init__(
+        self, timeout: float = 10.0, wait: float = 0.0, linger: float | None = None, engine: str | None = None
+    ) -> None:
+        self.timeout, self.wait, self.linger, self.engine = timeout, wait, linger, engine
 
 
 def hang_up(near: socket.socket) -> None:
@@ -117,13 +66,25 @@ def relay_socket(connection: Connection, guest: socket.socket, near: socket.sock
     """Relay between two connected sockets and close both. Raises `RelayError`."""
     near.setblocking(False)  # it is ours alone, and what does not block needs no poll(2) before each call
     with closing(near), closing(guest):
-        relay = PeerRelay(guest, near.fileno(), near.fileno(), linger=terms.linger, engine=terms.engine)
-        relay.near = near
+        fd = near.fileno()
+        relay = _relay(connection, guest, fd, fd, terms, partial(is_closed, near))
         result = connection.run(relay, guest, near)
         if result.ended != "stopped":
             hang_up(guest)
             hang_up(near)
     _check(result)
+
+
+def _relay(
+    connection: Connection,
+    guest: socket.socket,
+    rfd: int,
+    wfd: int,
+    terms: Terms,
+    has_left: "Callable[[], bool] | None" = None,
+) -> PeerRelay:
+    make = partial(PeerRelay, linger=terms.linger, engine=terms.engine, start=connection.lend, has_left=has_left)
+    return patiently(lambda: make(guest, rfd, wfd), terms.timeout)
 
 
 def _check(result: RelayResult) -> None:
@@ -133,6 +94,12 @@ def _check(result: RelayResult) -> None:
         raise error
 
 
+def _turn_away(connection: Connection) -> None:
+    """Close a connection that cannot be relayed."""
+    connection.give_up()
+    hang_up(connection.sock)
+
+
 class ToGuest:
     """Serves `Service`: each connection goes to `port` of the guest behind the Unix socket `uds`."""
 
@@ -140,12 +107,15 @@ class ToGuest:
         self._uds, self._port, self._terms = uds, port, terms
 
     def __call__(self, connection: Connection) -> None:
+        terms = self._terms
         try:
-            found = handshake.connect(self._uds, self._port, self._terms.timeout, self._terms.wait)
+            found = patiently(
+                lambda: handshake.connect(self._uds, self._port, terms.timeout, terms.wait), terms.timeout
+            )
         except errors.FastvsockError:
-            hang_up(connection.sock)
+            _turn_away(connection)
             raise
-        relay_socket(connection, socket.socket(fileno=found.detach()), connection.sock, self._terms)
+        relay_socket(connection, socket.socket(fileno=found.detach()), connection.sock, terms)
 
 
 class ToSocket:
@@ -156,8 +126,9 @@ class ToSocket:
 
     def __call__(self, connection: Connection) -> None:
         try:
-            near = self._connect()
+            near = patiently(self._connect, self._terms.timeout)
         except OSError as error:
+            _turn_away(connection)
             where = self._address if isinstance(self._address, str) else "{} port {}".format(*self._address)
             raise errors.FastvsockError(f"cannot connect to {where}: {error.strerror or error}") from None
         relay_socket(connection, connection.sock, near, self._terms)
@@ -186,19 +157,33 @@ class ToCommand:
 
     def __call__(self, connection: Connection) -> None:
         with ExitStack() as ours:
-            with ExitStack() as theirs:
-                its_in, to_child = _pipe(theirs, ours)
-                from_child, its_out = _pipe(ours, theirs)
-                child = spawn(self._words, stdin=its_in, stdout=its_out, limit=self._limit)
-            connection.on_cut = partial(child.send, signal.SIGTERM)
-            relay = PeerRelay(
-                connection.sock, from_child, to_child, linger=self._terms.linger, engine=self._terms.engine
-            )
-            result = connection.run(relay, connection.sock)
-        if result.ended != "stopped":
-            hang_up(connection.sock)
-        self.status = child.wait()
+            try:
+                child, from_child, to_child = patiently(partial(self._spawn, connection, ours), self._terms.timeout)
+            except OSError as error:
+                _turn_away(connection)
+                if isinstance(error, errors.FastvsockError):
+                    raise
+                raise errors.CommandError(self._words[0], error) from None
+            try:
+                relay = _relay(connection, connection.sock, from_child, to_child, self._terms)
+                result = connection.run(relay, connection.sock)
+            except BaseException:
+                child.send(signal.SIGTERM)
+                raise
+            finally:
+                ours.close()
+                hang_up(connection.sock)
+                self.status = child.wait()
         _check(result)
+
+    def _spawn(self, connection: Connection, ours: ExitStack) -> tuple[Child, int, int]:
+        with ExitStack() as theirs, ExitStack() as kept:
+            its_in, to_child = _pipe(theirs, kept)
+            from_child, its_out = _pipe(kept, theirs)
+            child = spawn(self._words, stdin=its_in, stdout=its_out, limit=self._limit)
+            connection.on_cut = partial(child.send, signal.SIGTERM)
+            ours.push(kept.pop_all())
+        return child, from_child, to_child
 
 
 def _pipe(reader: ExitStack, writer: ExitStack) -> tuple[int, int]:
@@ -216,6 +201,8 @@ class ToStdio:
         self._terms = terms
 
     def __call__(self, connection: Connection) -> None:
-        result = connection.run(Relay(connection.sock, 0, 1, linger=self._terms.linger, engine=self._terms.engine))
+        terms = self._terms
+        relay = Relay(connection.sock, 0, 1, linger=terms.linger, engine=terms.engine, start=connection.lend)
+        result = connection.run(relay, connection.sock)
         if result.error is not None:
             raise result.error

@@ -32,6 +32,8 @@ NEVER = float("inf")
 GONE = (errno.EPIPE, errno.ECONNRESET)  # nobody reads what we write
 LINGER = 0.5  # seconds
 LOOK_AGAIN = 1.0  # seconds; a signal that comes just before a wait does not interrupt it
+ASK_AGAIN = 1.0, 16.0  # seconds, doubling: the first and the longest time after which a peer is asked for again
+PIECE = 1 << 16  # bytes
 NOTICE_AFTER = 3.0  # seconds of silence after end of input that a person at a terminal should have explained
 SEND_BUFFER = 1 << 22  # bytes; with 4 MiB a splice up takes a third of the CPU time that it takes with the default
 SO_SNDBUFFORCE = 32  # include/uapi/asm-generic/socket.h; SO_SNDBUF where CAP_NET_ADMIN is missing
@@ -71,8 +73,8 @@ class Relay:
     `sock` is a connected stream socket, which the relay sets non-blocking; `rfd` is read until its end, `wfd` written.
     None of them is closed. `linger` is the time in seconds after which silence at the end of input becomes a
     half-close: 0 at once, infinity never; None is `LINGER`, or never if `rfd` had nothing at all to give. `notice` is
-    called once if, after the end of input, nothing moves for `NOTICE_AFTER` seconds. Raises `EngineError`, and
-    `RelayError` where descriptors are short.
+    called once if, after the end of input, nothing moves for `NOTICE_AFTER` seconds. `start` starts a thread. Raises
+    `EngineError`, and `RelayError` where descriptors are short.
     """
 
     def __init__(
@@ -84,8 +86,9 @@ class Relay:
         linger: float | None = None,
         engine: str | None = None,
         notice: "Callable[[], object] | None" = None,
+        start: "Callable[[Callable[[], object], tuple[()]], object]" = _thread.start_new_thread,
     ) -> None:
-        self._sock, self._linger, self._notice = sock, linger, notice
+        self._sock, self._linger, self._notice, self._start = sock, linger, notice, start
         self._near, self._engine = (rfd, wfd), engine
         self._stopped = False
         self._woken = self._wakeup = self._down_woken = -1
@@ -128,7 +131,7 @@ class Relay:
         started = monotonic()
         self._down_running.acquire()
         try:
-            _thread.start_new_thread(self._run_down, ())
+            self._start(self._run_down, ())
         except RuntimeError as error:
             raise errors.RelayError(f"cannot relay: {error}", errno.EAGAIN) from None
         for_signals = _wake_on_signals(self._wakeup)
@@ -178,7 +181,7 @@ class Relay:
         """Wait for the end of down; half-close once nothing has moved for `linger` seconds."""
         self._has_moved()
         since = monotonic()
-        while True:
+        while not self._is_deserted():
             silence = monotonic() - since
             if silence >= linger:
                 self._half_close()
@@ -193,6 +196,10 @@ class Relay:
                 return self._down_running.release()
             if self._has_moved():
                 since = monotonic()
+
+    def _is_deserted(self) -> bool:
+        """Whether what the guest has yet to say is for nobody."""
+        return False
 
     def _has_moved(self) -> bool:
         """Whether anything has moved since the last look, or waits in the socket's queues: that is no silence.
@@ -241,6 +248,68 @@ class Relay:
             os.write(self._wakeup, b"\0")
         except BlockingIOError:
             pass  # full of signals, and so readable
+
+
+class PeerRelay(Relay):
+    """A relay whose near end is one peer: where it reads no more, what it has said is still delivered.
+
+    From then on, what the guest sends is dropped, which keeps its end in sight. The relay ends when the peer's last
+    byte is handed over, or with the guest. `has_left` tells whether the peer has closed, where that does not show: a
+    TCP socket's peer that closes sends no more than one that half-closes. It is asked at the end of input and again,
+    since a closing socket is not closed at once, and one that was half-closed may be closed later.
+    """
+
+    def __init__(
+        self,
+        sock: _socket.socket,
+        rfd: int,
+        wfd: int,
+        *,
+        linger: float | None = None,
+        engine: str | None = None,
+        start: "Callable[[Callable[[], object], tuple[()]], object]" = _thread.start_new_thread,
+        has_left: "Callable[[], bool] | None" = None,
+    ) -> None:
+        super().__init__(sock, rfd, wfd, linger=linger, engine=engine, start=start)
+        self._has_left = has_left
+        self._deaf = self._silent = False
+        self._ask_at, self._ask_after = 0.0, ASK_AGAIN[0]
+
+    def _run_down(self) -> None:
+        try:
+            self._down_end = self._down.run()
+            if self._down_end[0] == TARGET and self._down_end[1] in GONE:
+                self._deaf = True
+                if not self._silent:
+                    self._drop()
+        except BaseException as failure:
+            self._down_failure = failure
+        finally:
+            self._wake()
+            self._down_running.release()
+
+    def _drop(self) -> None:
+        from select import POLLIN, poll  # not for every start of the command
+
+        poller = poll()
+        poller.register(self._sock.fileno(), POLLIN)
+        poller.register(self._down_woken, POLLIN)
+        while not any(fd == self._down_woken for fd, _ in poller.poll()):
+            try:
+                if not self._sock.recv(PIECE):
+                    return
+            except BlockingIOError:
+                continue
+            except OSError:
+                return
+
+    def _is_deserted(self) -> bool:
+        self._silent = True
+        if self._has_left and not self._deaf and monotonic() >= self._ask_at:
+            self._deaf = self._has_left()
+            self._ask_at = monotonic() + self._ask_after
+            self._ask_after = min(2 * self._ask_after, ASK_AGAIN[1])
+        return self._deaf
 
 
 def _wake_on_signals(fd: int) -> bool:

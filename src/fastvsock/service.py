@@ -2,11 +2,15 @@
 
 One thread, whoever calls `step`, polls the listening sockets and a pipe, by which other threads wake it. Over the
 limit it does not accept: the kernel's backlog is the queue, and a client there waits instead of failing. The limit is
-lowered to what the descriptors are enough for. Should accept(2) fail for a shortage all the same, the service pauses
-until a connection has ended or a second has passed; a socket with a connection that cannot be taken stays readable,
-and poll(2) would come back at once, again and again.
+lowered to what the descriptors are enough for.
+
+Should something be short all the same, a connection waits. Where accept(2) fails, the service pauses until a connection
+has ended or a second has passed; a socket with a connection that cannot be taken stays readable, and poll(2) would come
+back at once, again and again. Where there is no thread for it, it is kept and started later.
 """
 
+import _thread
+import errno
 import fcntl
 import os
 import resource
@@ -15,18 +19,39 @@ import socket
 import struct
 import termios
 import threading
+from collections import deque
 from collections.abc import Callable
-from time import monotonic
+from time import monotonic, sleep
 
 from . import errors
-from .listening import Listener
+from .engines import _copy  # noqa: F401 (once descriptors are short, the engine to fall back to could not be loaded)
+from .listening import BACKLOG, Listener
 from .relaying import Relay, RelayResult
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Protocol, TypeVar
+
+    Made = TypeVar("Made")
+
+    class Doorman(Protocol):
+        """Whoever knows which connections are welcome."""
+
+        def meet(self, connection: "Connection") -> object:
+            """Look at one right when it is accepted, in the accepting thread."""
+
+        def refusal(self, connection: "Connection") -> str:
+            """Why it is not welcome, or nothing, in the connection's own thread."""
+
+
 MAX_CONNECTIONS = 1023  # the VMM's own limit: Firecracker's vsock/unix/mod.rs
-DESCRIPTORS = 8  # a connection's: two sockets, the relay's wake-up pipe, a pipe for each direction
+# A connection's: two sockets, the relay's wake-up pipe and eventfd, a pipe for each direction, and one that is open for
+# a moment only, when the kernel or /proc is asked for something.
+DESCRIPTORS = 2 + 3 + 4 + 1
 SPARE = 32  # descriptors for everything else
+SHORTAGE = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 SHORTAGE_PAUSE = 1.0  # seconds
-STACK = 1 << 18  # bytes; the default of 8 MiB is address space that some containers count
+LONGEST_STEP = 3600.0  # seconds; poll(2) takes 24 days at most
 
 # Keepalive finds a client that closed without a word from this side on: its kernel answers for it for a minute.
 KEEP_ALIVE = ((socket.TCP_KEEPIDLE, 15), (socket.TCP_KEEPINTVL, 15), (socket.TCP_KEEPCNT, 4))
@@ -41,17 +66,24 @@ def say(text: str) -> None:
 
 
 class Connection:
-    """One accepted connection. `name` says who is at its other end; counts are in bytes."""
+    """One accepted connection. `name` says who is at its other end; counts are in bytes.
+
+    `owner` is for whoever has to know whose it is, `lost` whether something it sent was dropped unheard.
+    """
 
     def __init__(self, sock: socket.socket, name: str) -> None:
         self.sock, self.name = sock, name
-        self.error: errors.FastvsockError | None = None
+        self.owner: tuple[int, int, int] | None = None
+        self.lost = False
         self.on_cut: Callable[[], object] = lambda: None
         self.moved = 0, 0
         self._relay: Relay | None = None
         self._sockets: tuple[socket.socket, ...] = ()
         self._cut = False
         self._lock = threading.Lock()
+        self._parked = _thread.allocate_lock()
+        self._down: Callable[[], object] | None = None
+        self._has_lent = False
 
     @property
     def progress(self) -> tuple[int, int]:
@@ -61,7 +93,9 @@ class Connection:
 
     @property
     def pending(self) -> bool:
-        """Whether bytes wait in its sockets, to be read here or by the peers."""
+        """Whether bytes wait in its sockets, to be read here or by the peers, or may, for it has yet to be relayed."""
+        if not self._sockets:
+            return True
         try:
             return any(queued(sock, way) for sock in self._sockets for way in (termios.FIONREAD, termios.TIOCOUTQ))
         except (OSError, ValueError):
@@ -81,6 +115,42 @@ class Connection:
                 self._relay = None
                 relay.close()
 
+    def start(self, serve: "Callable[[Connection], object]") -> None:
+        """Call `serve` in a thread. Raises `RuntimeError` where there is none, or none for the relay's other direction.
+
+        That one is started now, and parked until `lend` has something for it: of many connections that all have their
+        first thread, none might get a second.
+        """
+        self._parked.acquire()
+        _thread.start_new_thread(self._run_down, ())
+        try:
+            threading.Thread(target=self._run, args=(serve,), daemon=True).start()
+        except BaseException:
+            self._parked.release()
+            raise
+
+    def lend(self, function: Callable[[], object], arguments: tuple[()]) -> None:
+        """Call `function` in the parked thread: a relay's way to start one."""
+        self._down, self._has_lent = function, True
+        self._parked.release()
+
+    def _run(self, serve: "Callable[[Connection], object]") -> None:
+        try:
+            serve(self)
+        finally:
+            if not self._has_lent:
+                self._parked.release()
+
+    def _run_down(self) -> None:
+        self._parked.acquire()
+        down, self._down = self._down, None  # the relay's pipes are closed with its last reference
+        if down:
+            down()
+
+    def give_up(self) -> None:
+        """There will be no relay: what it has to say is no longer waited for."""
+        self._sockets = (self.sock,)
+
     def cut(self) -> None:
         """End it now, from any thread."""
         with self._lock:
@@ -98,9 +168,9 @@ class Connection:
 class Service:
     """Accepts on `listeners` and calls `serve` with each connection, in a thread of its own, `limit` at once at most.
 
-    `serve` raises a `FastvsockError` for what failed. A connection that is not `welcome`, which is asked in that thread
-    too, is closed. Counts: `taken` (welcome ones), `refused` (others), `ended` (of those taken), `failed` (of those
-    ended).
+    `serve` raises a `FastvsockError` for what failed. A connection that the `doorman` refuses is closed. Counts:
+    `taken` (welcome ones), `refused` (others), `ended` (of those taken), `failed` (of those ended), `lost` (those of
+    which something was dropped unheard).
     """
 
     def __init__(
@@ -108,15 +178,16 @@ class Service:
         listeners: list[Listener],
         serve: Callable[[Connection], object],
         limit: int,
-        welcome: Callable[[Connection], bool] | None = None,
+        doorman: "Doorman | None" = None,
     ) -> None:
         self.listeners, self.limit = listeners, limit
         self.open: set[Connection] = set()
-        self.taken = self.refused = self.ended = self.failed = 0
+        self.taken = self.refused = self.ended = self.failed = self.lost = 0
         self.last_error: errors.FastvsockError | None = None
-        self._serve, self._welcome = serve, welcome
+        self._serve, self._doorman = serve, doorman
         self._lock = threading.Lock()
         self._moved = 0, 0  # by connections that have ended
+        self._waiting: deque[Connection] = deque()  # accepted, and open, but without a thread
         self._woken, self._wakeup = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._paused_until = 0.0
 
@@ -128,21 +199,23 @@ class Service:
 
     def step(self, timeout: float) -> None:
         """Accept what has come; return after something has happened, or `timeout` seconds."""
+        self._start()
         now = monotonic()
         poll = select.poll()
         poll.register(self._woken, select.POLLIN)
-        accepting = self.listeners if len(self.open) < self.limit and now >= self._paused_until else []
+        room = 0 if self._waiting or now < self._paused_until else self.limit - len(self.open)
+        accepting = self.listeners if room > 0 else []
         for listener in accepting:
             poll.register(listener.sock, select.POLLIN)
         if self._paused_until > now:
             timeout = min(timeout, self._paused_until - now)
-        ready = dict(poll.poll(None if timeout == float("inf") else max(timeout, 0) * 1000))
+        ready = dict(poll.poll(max(min(timeout, LONGEST_STEP), 0) * 1000))
         if self._woken in ready:
             self._paused_until = 0.0
             os.read(self._woken, 4096)
         for listener in accepting:
-            if listener.sock.fileno() in ready:
-                self._accept(listener.sock)
+            if room > 0 and listener.sock.fileno() in ready:
+                room -= self._accept(listener.sock)
 
     def wake(self) -> None:
         """Let `step` return, from any thread."""
@@ -154,8 +227,21 @@ class Service:
     def stop_accepting(self) -> None:
         """Listen no more; who waits in the backlog is turned away."""
         for listener in self.listeners:
+            listener.sock.close()
+        for listener in self.listeners:
             listener.close()
         self.listeners = []
+
+    def last_call(self) -> None:
+        """Take all that waits in the backlogs, though it be over the limit: then it waits here. Listen no more."""
+        for listener in self.listeners:
+            for _ in range(BACKLOG):  # so that one who connects again and again does not keep it up
+                if not self._accept(listener.sock):
+                    break
+        self.stop_accepting()
+        if self._paused_until > monotonic():
+            self.lost += 1
+            say("connections that waited to be accepted were turned away")
 
     def connections(self) -> list[Connection]:
         """Those that are open now."""
@@ -173,21 +259,34 @@ class Service:
         os.close(self._woken)
         os.close(self._wakeup)
 
-    def _accept(self, listener: socket.socket) -> None:
+    def _accept(self, listener: socket.socket) -> bool:
+        """Take one connection; whether there was one."""
         try:
             sock, address = listener.accept()
         except (BlockingIOError, ConnectionAbortedError):
-            return  # another process was faster, or the client has given up
+            return False  # another process was faster, or the client has given up
         except OSError as error:
-            return self._pause(f"cannot accept a connection: {error.strerror}; waiting for another one to end")
+            self._pause(f"cannot accept a connection: {error.strerror}; waiting for another one to end")
+            return False
         connection = Connection(sock, _prepare(sock, address))
+        if self._doorman:
+            self._doorman.meet(connection)
         with self._lock:
             self.open.add(connection)
-        try:
-            _start(self._run, connection)
-        except RuntimeError as error:
-            self._pause(f"{connection.name}: {error}")
-            self._end(connection, False)
+        self._waiting.append(connection)
+        self._start()
+        return True
+
+    def _start(self) -> None:
+        """Start a thread for each connection that waits for one, as far as limit and threads go."""
+        while self._waiting and len(self.open) - len(self._waiting) < self.limit:
+            if monotonic() < self._paused_until:
+                return
+            try:
+                self._waiting[0].start(self._run)
+            except (RuntimeError, MemoryError) as error:
+                return self._pause(f"cannot serve a connection yet: {error}; waiting for another one to end")
+            self._waiting.popleft()
 
     def _pause(self, sentence: str) -> None:
         say(sentence)
@@ -196,8 +295,9 @@ class Service:
     def _run(self, connection: Connection) -> None:
         taken = False
         try:
-            taken = self._welcome is None or self._welcome(connection)
-            self._count(connection, taken)
+            refusal = self._doorman.refusal(connection) if self._doorman else ""
+            taken = not refusal
+            self._count(connection, refusal)
             if taken:
                 self._serve(connection)
         except errors.FastvsockError as error:
@@ -209,12 +309,12 @@ class Service:
         finally:
             self._end(connection, taken)
 
-    def _count(self, connection: Connection, taken: bool) -> None:
+    def _count(self, connection: Connection, refusal: str) -> None:
         with self._lock:
-            self.taken += taken
-            self.refused += not taken
-        if not taken:
-            say(f"{connection.name}: closed, for it is none of the command's own connections")
+            self.taken += not refusal
+            self.refused += bool(refusal)
+        if refusal:
+            say(f"{connection.name}: {refusal}")
         self.wake()
 
     def _fail(self, connection: Connection, error: errors.FastvsockError) -> None:
@@ -229,7 +329,20 @@ class Service:
             self.open.remove(connection)
             self._moved = _sum(self._moved, connection.moved)
             self.ended += taken
+            self.lost += connection.lost
         self.wake()
+
+
+def patiently(make: "Callable[[], Made]", patience: float = 10 * SHORTAGE_PAUSE) -> "Made":
+    """What `make` returns; where it fails for a shortage it is called again, for `patience` seconds."""
+    give_up = monotonic() + patience
+    while True:
+        try:
+            return make()
+        except (OSError, MemoryError) as error:
+            if (isinstance(error, OSError) and error.errno not in SHORTAGE) or monotonic() >= give_up:
+                raise
+        sleep(SHORTAGE_PAUSE / 4)
 
 
 def _sum(*counts: tuple[int, int]) -> tuple[int, int]:
@@ -254,14 +367,6 @@ def _prepare(sock: socket.socket, address: object) -> str:
     return f"{address[0]} port {address[1]}"
 
 
-def _start(run: Callable[[Connection], None], connection: Connection) -> None:
-    before = threading.stack_size(STACK)
-    try:
-        threading.Thread(target=run, args=(connection,), daemon=True).start()
-    finally:
-        threading.stack_size(before)
-
-
 def raise_descriptor_limit() -> tuple[int, int]:
     """Raise the soft limit of descriptors to the hard one, and return both as they were."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -274,7 +379,11 @@ def affordable(limit: int) -> int:
     descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if descriptors == resource.RLIM_INFINITY:
         return limit
-    enough_for = max((descriptors - len(os.listdir("/proc/self/fd")) - SPARE) // DESCRIPTORS, 1)
+    try:
+        used = len(os.listdir("/proc/self/fd"))
+    except OSError:
+        used = SPARE  # a guess, where there is no /proc
+    enough_for = max((descriptors - used - SPARE) // DESCRIPTORS, 1)
     if enough_for < limit:
         say(
             f"the limit of {descriptors} descriptors (ulimit -Hn) is enough for {enough_for} connections at once, "

@@ -4,13 +4,13 @@ import argparse
 import os
 from contextlib import ExitStack
 
-from .. import entry, errors, listening
+from .. import errors, listening
 from ..handshake import parse_port
 from ..lifetime import Plan
 from ..listening import Address
 from ..proxy import Terms, ToCommand, ToSocket, ToStdio
 from ..service import raise_descriptor_limit
-from .proxy import add_options, live, split
+from .proxy import add_options, begin, live, split
 
 SUMMARY = "take the connections that a guest makes to a port of the host (CID 2)"
 EPILOG = """\
@@ -56,16 +56,19 @@ def run(options: argparse.Namespace, command: list[str]) -> int:
     address = Address(path=f"{options.uds}_{parse_port(options.port)}")
     serve: ToSocket | ToCommand | ToStdio
     stdio = not (command or options.tcp or options.unix)
-    if stdio:
-        entry.fill_closed()
-        serve = ToStdio(terms)
+    where = None if command or stdio else target(options)
+    life = begin(options, with_command=False)
     limit = raise_descriptor_limit()
     if command:
         serve = ToCommand(command, terms, limit)
-    elif not stdio:
-        serve = ToSocket(target(options), terms)
+    elif where:
+        serve = ToSocket(where, terms)
+    else:
+        serve = ToStdio(terms)
     with ExitStack() as closing:
-        listeners = listening.passed(os.environ) or [listening.open_listener(address, options.mode)]
+        listeners = listening.passed(os.environ, remote=options.allow_remote)
+        if not listeners:
+            listeners.append(listening.open_listener(address, options.mode))
         for listener in listeners:
             closing.callback(listener.close)
         plan = Plan(
@@ -75,7 +78,7 @@ def run(options: argparse.Namespace, command: list[str]) -> int:
             say_where=not stdio,
             ready_fd=options.ready_fd,
         )
-        status = live(options, plan, listeners, serve)
+        status = live(options, life, plan, listeners, serve)
     return status or (serve.status if options.once and isinstance(serve, ToCommand) else 0)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 
-from .. import errors, listening
+from .. import entry, errors, listening
 from ..children import Child, spawn
 from ..engines import ENGINES, choose
 from ..handshake import parse_port
@@ -69,6 +69,7 @@ def run(options: argparse.Namespace, command: list[str]) -> int:
     """Serve until the end and return the exit status. Raises `FastvsockError`."""
     terms = Terms(options.timeout, options.wait, options.linger, options.engine)
     serve = ToGuest(options.uds, parse_port(options.port), terms)
+    life = begin(options, bool(command))
     limit = raise_descriptor_limit()
     with ExitStack() as closing:
         listeners = listening.passed(os.environ, remote=options.allow_remote)
@@ -86,7 +87,16 @@ def run(options: argparse.Namespace, command: list[str]) -> int:
             ready_fd=options.ready_fd,
             start=starter(command, listeners[0].address, limit) if command else None,
         )
-        return live(options, plan, listeners, serve, Family().owns if command else None)
+        return live(options, life, plan, listeners, serve, Family() if command else None)
+
+
+def begin(options: argparse.Namespace, with_command: bool) -> Lifetime:
+    """What a service does before it opens anything: find out what cannot be, and take the signals."""
+    entry.fill_closed()
+    if options.ready_fd is not None:
+        listening.check_ready(options.ready_fd)
+    choose(options.engine)  # a wrong one shall not be told by the first connection
+    return Lifetime(with_command)
 
 
 def split(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -119,18 +129,17 @@ def starter(command: list[str], address: Address, limit: tuple[int, int]) -> Cal
 
 def live(
     options: argparse.Namespace,
+    life: Lifetime,
     plan: Plan,
     listeners: list[Listener],
     serve: Callable[[Connection], object],
-    welcome: Callable[[Connection], bool] | None = None,
+    family: Family | None = None,
 ) -> int:
     """Run the service that the options and the plan describe, to its end, and return the exit status."""
-    choose(options.engine)  # a wrong one shall not be told by the first connection
-    life = Lifetime(plan)
-    service = Service(listeners, serve, 1 if plan.once else affordable(options.max_connections), welcome)
+    service = Service(listeners, serve, 1 if plan.once else affordable(options.max_connections), family)
     if options.metrics is not None:
         serve_metrics(listening.parse(options.metrics, remote=options.allow_remote), service)
-    return life.run(service)
+    return life.run(service, plan)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -1,0 +1,232 @@
+"""Whose connection it is, and how the kernel is asked: sockdiag.py and peer.py."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from serving import FarEnd, pass_as, service_command
+
+from fastvsock import peer, service, sockdiag
+from support import HANG, started
+
+ASK = (
+    "import socket, sys; s = socket.create_connection(('127.0.0.1', int(sys.argv[1]))); "
+    "s.sendall(b'ask'); print(s.recv(3).decode())"
+)
+ASK_UNIX = (
+    "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); "
+    "s.sendall(b'ask'); print(s.recv(3).decode())"
+)
+
+
+@pytest.fixture
+def far_end(tmp_path: Path) -> Iterator[FarEnd]:
+    """A guest that echoes on every port but 0."""
+    far_end = FarEnd(tmp_path / "far.sock")
+    yield far_end
+    far_end.close()
+
+
+@contextmanager
+def connected(host: str = "127.0.0.1") -> Iterator[tuple[socket.socket, socket.socket]]:
+    """A TCP connection: the client's socket and the accepted one."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, 0), family=family) as server:
+        client = socket.create_connection(server.getsockname()[:2])
+        accepted, _ = server.accept()
+        with client, accepted:
+            yield client, accepted
+
+
+@pytest.fixture(params=["netlink", "proc"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Each way to ask, the other one being out of order."""
+
+    def broken(_: object) -> None:
+        raise PermissionError(1, "not here")
+
+    monkeypatch.setattr(sockdiag, "_look_up" if request.param == "netlink" else "_ask", broken)
+    return str(request.param)
+
+
+# How the kernel is asked
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_the_other_end_is_told_by_user_and_inode(way: str, host: str) -> None:
+    with connected(host) as (client, accepted):
+        inode = os.fstat(client.fileno()).st_ino
+        assert sockdiag.other_end(accepted) == (1, os.getuid(), inode)
+        client.shutdown(socket.SHUT_WR)
+        found = sockdiag.other_end(accepted)
+        assert found
+        assert found[1:] == (os.getuid(), inode), "a half-close is no close"
+        assert not peer.is_closed(accepted)
+        client.close()
+        assert peer.is_closed(accepted)
+
+
+def test_an_ipv4_client_of_a_socket_for_both_is_found(way: str) -> None:
+    with (
+        socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as server,
+        socket.create_connection(("127.0.0.1", server.getsockname()[1])) as client,
+        server.accept()[0] as accepted,
+    ):
+        assert sockdiag.other_end(accepted) == (1, os.getuid(), os.fstat(client.fileno()).st_ino)
+
+
+def test_a_kernel_that_knows_not_even_our_own_end_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sockdiag, "_ask", lambda _: None)  # as without the module tcp_diag
+    with connected() as (client, accepted):
+        assert sockdiag.other_end(accepted) == (1, os.getuid(), os.fstat(client.fileno()).st_ino)
+
+
+# Clients that are gone
+
+
+def met(accepted: socket.socket, family: peer.Family) -> service.Connection:
+    connection = service.Connection(accepted, "it")
+    family.meet(connection)
+    return connection
+
+
+def test_a_client_that_has_closed_since_it_was_met_is_known_by_its_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    family = peer.Family()
+    with connected() as (client, accepted):
+        connection = met(accepted, family)
+        client.close()
+        assert family.refusal(connection) == ""
+        monkeypatch.setattr(os, "getuid", lambda: 4711)
+        assert family.refusal(connection) == peer.STRANGER
+        assert not connection.lost
+
+
+@pytest.mark.parametrize("remnant", [(sockdiag.TIME_WAIT, 0, 0), (sockdiag.FIN_WAIT2, 0, 0), None])
+def test_a_client_that_was_gone_before_is_nobodys_and_what_it_sent_is_counted_as_lost(
+    monkeypatch: pytest.MonkeyPatch, remnant: sockdiag.Found | None
+) -> None:
+    monkeypatch.setattr(peer, "other_end", lambda _: remnant)
+    family = peer.Family()
+    with connected() as (client, accepted):
+        connection = met(accepted, family)
+        assert (family.refusal(connection), connection.lost) == (peer.CLOSED, False)
+        client.sendall(b"x")
+        assert (family.refusal(connection), connection.lost) == (peer.LOST, True)
+
+
+def test_a_client_that_broke_off_is_no_loss() -> None:
+    family = peer.Family()
+    with connected() as (client, accepted):
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        client.close()  # a reset
+        connection = met(accepted, family)
+        assert (family.refusal(connection), connection.lost) == (peer.BROKEN, False)
+
+
+@pytest.mark.parametrize(("release", "refusal"), [("6.16.0", peer.CLOSED), ("6.17.0-rc1", "")])
+def test_user_0_of_a_closed_socket_counts_only_where_the_kernel_keeps_users(
+    monkeypatch: pytest.MonkeyPatch, release: str, refusal: str
+) -> None:
+    monkeypatch.setattr(os, "getuid", lambda: 0)
+    monkeypatch.setattr(os, "uname", lambda: type("", (), {"release": release}))
+    with connected() as (_, accepted):
+        monkeypatch.setattr(peer, "other_end", lambda _: (sockdiag.FIN_WAIT1, 0, 0))
+        family = peer.Family()
+        assert family.refusal(met(accepted, family)) == refusal
+
+
+def test_where_nothing_can_be_told_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: object) -> None:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(peer, "other_end", broken)
+    with connected() as (_, accepted):
+        family = peer.Family()
+        connection = met(accepted, family)
+        assert family.refusal(connection) == peer.UNTOLD
+        assert connection.lost
+
+
+# What /proc hides
+
+
+@pytest.mark.parametrize("error", [PermissionError, FileNotFoundError], ids=["hidepid=1", "hidepid=2"])
+def test_a_descendant_that_proc_hides_is_taken_for_root_or_ourselves(
+    monkeypatch: pytest.MonkeyPatch, error: type[OSError]
+) -> None:
+    with started(["sleep", str(HANG)]) as hidden, connected() as (_, accepted):
+        listdir, read = os.listdir, peer._read
+
+        def hide(path: str) -> str:
+            if path.startswith(f"/proc/{hidden.pid}"):
+                raise error
+            return path
+
+        monkeypatch.setattr(os, "listdir", lambda path: listdir(hide(path)))
+        monkeypatch.setattr(peer, "_read", lambda path: read(hide(path)))
+        monkeypatch.setattr(os.path, "exists", lambda path: not path.startswith(f"/proc/{hidden.pid}"))
+        family = peer.Family()
+        assert family.refusal(service.Connection(accepted, "it")) == peer.STRANGER, "sleep was there before the family"
+        family._strangers = set()
+        assert family.refusal(service.Connection(accepted, "it")) == ""
+        assert peer._users(hidden.pid) == {0, os.getuid()}
+
+
+def test_a_zombie_hides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    pid = os.fork()
+    if not pid:
+        os._exit(0)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+
+    def listdir(path: str) -> list[str]:
+        raise PermissionError  # what everybody but root gets for it
+
+    monkeypatch.setattr(os, "listdir", listdir)
+    assert peer._has_open(pid, 1) is False
+    os.waitpid(pid, 0)
+
+
+@pytest.mark.parametrize("where", ["127.0.0.1:0", "unix"])
+def test_without_proc_the_same_user_decides(far_end: FarEnd, tmp_path: Path, where: str) -> None:
+    inside = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs none /proc && exec "$@"', "sh"]
+    if not shutil.which("unshare") or subprocess.run([*inside, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("only root can take /proc away")
+    listen, script, address = ("127.0.0.1:0", ASK, "{port}")
+    if where == "unix":
+        listen, script, address = (f"unix:{tmp_path}/u", ASK_UNIX, "{uds}")
+    words = service_command("proxy", "--listen", listen, far_end.uds, "7", "--", sys.executable, "-c", script, address)
+    done = subprocess.run([*inside, *words], capture_output=True, timeout=HANG, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"ask\n", b"")
+
+
+def test_a_passed_socket_for_both_families_serves_the_commands_ipv4_client(far_end: FarEnd) -> None:
+    with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as passed:
+        words = service_command("proxy", "--allow-remote", far_end.uds, "7", "--", sys.executable, "-c", ASK, "{port}")
+        done = subprocess.run(
+            [*pass_as(passed.fileno(), 3), *words],
+            capture_output=True,
+            pass_fds=[passed.fileno()],
+            env=os.environ | {"LISTEN_FDS": "1"},
+            timeout=HANG,
+            check=False,
+        )
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"ask\n", b"")
+
+
+def test_the_question_costs_the_same_however_many_connections_have_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    def all_of_them(_: object) -> None:
+        raise AssertionError("the whole table was read")
+
+    monkeypatch.setattr(sockdiag, "_look_up", all_of_them)
+    with connected() as (_, accepted):
+        try:
+            sockdiag._ask(sockdiag._ends(accepted, other=True))
+        except OSError as error:
+            pytest.skip(f"netlink may not be used here: {error}")
+        assert sockdiag.other_end(accepted)
