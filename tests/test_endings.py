@@ -178,26 +178,28 @@ def test_a_signal_right_after_the_socket_file_was_made_leaves_none(far_end: FarE
 
 
 def test_a_hang_up_reaches_the_command_once(far_end: FarEnd, tmp_path: Path) -> None:
-    counts = tmp_path / "counts"
+    # Files, since a write to the terminal may fail once that is closed.
+    ready, counts = tmp_path / "ready", tmp_path / "counts"
     script = (
         "import signal, sys, time; got = []; signal.signal(signal.SIGHUP, lambda *_: got.append(1)); "
-        "print('ready', flush=True)\n"
+        "open(sys.argv[1], 'w').close()\n"
         "while not got: time.sleep(0.02)\n"
-        "time.sleep(0.5); open(sys.argv[1], 'w').write(f'n={len(got)}')"
+        "time.sleep(0.5); open(sys.argv[2], 'w').write(f'n={len(got)}')"
     )
     pid, terminal = pty.fork()
     if not pid:
-        words = service_command("proxy", far_end.uds, "7", "--", sys.executable, "-c", script, str(counts))
+        words = service_command("proxy", far_end.uds, "7", "--", sys.executable, "-c", script, str(ready), str(counts))
         os.execv(words[0], words)
-    text = b""
-    while b"ready" not in text:
-        text += os.read(terminal, 1000)
+    eventually(ready.exists, True)
     os.close(terminal)
     try:
         eventually(lambda: counts.exists() and counts.read_text(), "n=1")
     finally:
         for process in [*children_of(pid), pid]:
-            os.kill(process, signal.SIGKILL)
+            try:
+                os.kill(process, signal.SIGKILL)
+            except ProcessLookupError:
+                pass  # it has ended meanwhile
         os.waitpid(pid, 0)
 
 
