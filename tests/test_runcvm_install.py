@@ -958,3 +958,12 @@ def test_a_full_disk_behind_stdout_is_not_the_bundles_fault(bundle: Path, argume
     assert result.returncode == 1
     assert result.stderr.startswith("fastvsock: stdout: No space left on device")
     assert result.stderr.count("\n") == 1
+
+
+def test_a_dry_run_whose_reader_has_seen_enough_is_no_failure(bundle: Path) -> None:
+    whole = [sys.executable, "-m", "fastvsock", "runcvm", "install", "--dry-run", "--root", str(bundle)]
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "wb") as closed:
+        result = subprocess.run(whole, stdout=closed, stderr=subprocess.PIPE, text=True, timeout=HANG, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
