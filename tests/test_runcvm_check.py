@@ -78,6 +78,17 @@ def linked(path: str, target: str) -> Callable[[Path], None]:
     return deed
 
 
+def crashing(path: str) -> Callable[[Path], None]:
+    """The deed of putting a program there that crashes, and no linker to run it with."""
+
+    def deed(bundle: Path) -> None:
+        (bundle / "lib/ld").unlink()
+        (bundle / path).unlink()
+        put(bundle / path, "#!/bin/sh\nkill -11 $$\n", 0o755)
+
+    return deed
+
+
 DEEDS: dict[str, tuple[Callable[[Path], None], str, str, str]] = {
     "no linker": (without("lib/ld"), "linker", "failed", "lib/ld is not there"),
     "no tar": (without("bin/tar"), "tar", "failed", "kubectl cp cannot work"),
@@ -111,6 +122,7 @@ DEEDS: dict[str, tuple[Callable[[Path], None], str, str, str]] = {
         "warning",
         "usr/bin/python3",
     ),
+    "a tar that breaks down": (crashing("bin/tar"), "tar", "failed", "without lib/ld: ended by signal 11"),
     "a tar that leads nowhere": (linked("bin/tar", "nowhere"), "tar", "failed", "no tar in the bundle"),
     "a tar that leads to itself": (linked("bin/tar", "tar"), "tar", "failed", "no tar in the bundle"),
     "a tar by a mount point": (linked("bin/tar", "/.runcvm/guest/bin/busybox"), "tar", "ok", "through lib/ld"),

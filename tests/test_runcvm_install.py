@@ -182,6 +182,8 @@ BAD_JOURNALS = [
     '{"format": 2}',
     '{"entries": {"bin/tar": 1}}',
     '{"entries": {"../x": {"before": null}}}',
+    '{"entries": {"bin/tar": {"before": "../../scripts/runcvm-ctr-exec", "meta": [0, 0, 0], "after": []}}}',
+    '{"entries": {"bin/tar": {"before": null, "meta": null, "after": [], "link": 1}}}',
 ]
 
 
@@ -401,6 +403,14 @@ def test_a_bundle_for_another_machine_keeps_its_own_python(whole: Path) -> None:
     assert f"built for {OTHER_MACHINE}" in said
     assert "without python3" not in said
     assert "nothing to do" in installed(whole).stderr
+
+
+def test_a_python_that_leads_out_of_a_bundle_for_another_machine_is_none(whole: Path) -> None:
+    of_another_machine(whole)
+    (whole / "usr/bin/python3").unlink()
+    (whole / "usr/bin/python3").symlink_to("/usr/bin/python3")
+    assert "usr/bin/python3 leads out of the bundle" in installed(whole).stderr
+    assert '"$root/usr/bin/python3"' not in (whole / LAUNCHER).read_text()
 
 
 def test_a_python_that_gives_no_answer_is_told_as_undone(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
         "--wheel", metavar="FILE", help="take the package from this wheel (default: this installation)"
     )
     install.add_argument(
-        "--proxy", action="store_true", help="start dbclient by 'fastvsock proxy' instead of with -J (needs no shell)"
+        "--proxy", action="store_true", help="start dbclient by 'fastvsock proxy', on a port of its own, not with -J"
     )
     install.set_defaults(run=_install)
     uninstall = commands.add_parser("uninstall", help="restore every file that install has changed")

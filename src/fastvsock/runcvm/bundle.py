@@ -44,8 +44,10 @@ class Ran:
     @property
     def wrong(self) -> str:
         """What is wrong with it, in few words; empty where it ended well."""
+        if self.why or not self.status:
+            return self.why
         last = self.err.strip().rpartition("\n")[2]
-        return self.why or (last or f"exit status {self.status}") * (self.status != 0)
+        return last or (f"exit status {self.status}" if self.status > 0 else f"ended by signal {-self.status}")
 
 
 class Bundle:
@@ -126,17 +128,23 @@ class Bundle:
         found = self.find("python3")
         if not found:
             return "", "no python3 in the bundle", False
-        if self.foreign:
-            named = re.fullmatch(r"python3\.(\d+)", os.path.basename(self.root.real(found)))
-            file = self.root.read(found)
-            build = build_of(file.data) if file else None
-            fits = build and build.machine == self.foreign and not (named and int(named[1]) < 11)
-            return (found, "", False) if fits else ("", f"{found}: is none for {self.foreign}, or is too old", False)
         try:
+            if self.foreign:
+                wrong = self._untried_python(found)
+                return "" if wrong else found, wrong, False
             ran = self.run(found, "-IS", "-c", PYTHON)
-        except BundleError as error:
+        except BundleError as error:  # a link leads out of the bundle
             return "", str(error), False
         return ("", f"{found}: {ran.wrong}", ran.late) if ran.wrong else (found, "", False)
+
+    def _untried_python(self, path: str) -> str:
+        """What is wrong with the Python of a bundle for another machine, as far as its file tells."""
+        file = self.root.read(path)
+        build = build_of(file.data) if file else None
+        version = re.fullmatch(r"python3\.(\d+)", os.path.basename(self.root.real(path)))
+        if build is None or build.machine != self.foreign:
+            return f"{path}: is no program for {self.foreign}"
+        return f"{path}: is Python 3.{version[1]}" if version and int(version[1]) < 11 else ""
 
     @cached_property
     def applets(self) -> tuple[set[str] | None, str]:

@@ -52,7 +52,7 @@ class Change:
     after: Content
 
     def show(self) -> str:
-        """The change as a unified diff; a link in one line."""
+        """The change as a unified diff; a link's old and new target in a line each."""
         if isinstance(self.before, str) or isinstance(self.after, str):
             ends = (("-", self.before), ("+", self.after))
             return "".join(f"{sign}{self.path} -> {target}\n" for sign, target in ends if isinstance(target, str))
@@ -179,7 +179,7 @@ def apply(root: Root, plan: Plan) -> None:
     _carry_out(root, plan)
     journal.write(plan.journal)
     kept = [entry["before"] for entry in plan.journal["entries"].values()]
-    for name in {entry["before"] for entry in journal.entries.values()} - {None, *kept}:
+    for name in {entry["before"] for entry in journal.entries.values()} - {None, LOST, *kept}:
         root.remove(f"{BACKUP}/{name}")
 
 

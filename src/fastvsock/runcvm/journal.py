@@ -171,6 +171,6 @@ def _is_entry(entry: Entry) -> bool:
     """Whether an entry of the journal has the right shape. May raise `TypeError` or `KeyError` instead."""
     before, after, meta = entry["before"], entry["after"], entry["meta"] or [0, 0, 0]
     numbers = len(meta) == 3 and all(isinstance(number, int) for number in meta)
-    texts = [before or "", entry.get("link") or "", *after]
-    known = entry["meta"] or before in (None, LOST)
+    texts = [entry.get("link") or "", *after]
+    known = before in (None, LOST) or (entry["meta"] is not None and re.fullmatch("[0-9a-f]{64}", before))
     return bool(known) and numbers and all(isinstance(text, str) for text in texts) and isinstance(after, list)
