@@ -208,16 +208,17 @@ def test_the_form_with_proxy_needs_its_own_launcher(tmp_path: Path) -> None:
 def test_a_program_that_hangs_is_told_from_one_that_does_not_start_and_leaves_no_process(
     installed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str
 ) -> None:
-    monkeypatch.setattr(bundle_module, "SECONDS", 0.2)
+    monkeypatch.setattr(bundle_module, "SECONDS", 0.5)
     (installed / program).unlink()
     pids = tmp_path / "pids"
     put(installed / program, f"#!/bin/sh\nsleep 900 &\necho $! >> {pids}\nwait\n", 0o755)
     if program != "lib/ld":
         (installed / "lib/ld").unlink()
     found = findings("--root", installed, code=1)["tar"]
-    assert "no answer within 0.2 s" in found["text"]
+    assert "no answer within 0.5 s" in found["text"]
     assert "does not start" not in found["text"]
-    for pid in map(int, pids.read_text().split()):
+    # On a busy machine it may have been ended before it had a child.
+    for pid in map(int, pids.read_text().split() if pids.exists() else ()):
         await_end(pid)
 
 
