@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+import errno
 import fcntl
 import os
 import pickle
@@ -20,7 +21,7 @@ from typing import Any
 import pytest
 
 import fastvsock
-from fastvsock import api, errors
+from fastvsock import api, errors, handshake
 from fastvsock.relaying import Relay
 from support import HANG, Listener, descriptors, pattern, read_exactly, write_all
 
@@ -56,7 +57,7 @@ def python(code: str, *arguments: str) -> list[str]:
 # connect and open_connection
 
 
-def connect(uds: Any, port: int, **options: float) -> bytes:
+def connect(uds: Any, port: int, **options: Any) -> bytes:
     """All that a guest says, by `connect`."""
     with fastvsock.connect(uds, port, **options) as sock:
         assert type(sock) is socket.socket
@@ -69,7 +70,7 @@ def connect(uds: Any, port: int, **options: float) -> bytes:
         return b"".join(parts)
 
 
-def open_connection(uds: Any, port: int, **options: float) -> bytes:
+def open_connection(uds: Any, port: int, **options: Any) -> bytes:
     """All that a guest says, by `open_connection`."""
 
     async def main() -> bytes:
@@ -162,6 +163,60 @@ def test_a_full_backlog_is_a_timeout(dial: Dial, tmp_path: Path) -> None:
         only.connect(full.getsockname())
         with pytest.raises(fastvsock.HandshakeTimeoutError):
             dial(full.getsockname(), PORT, timeout=0.2)
+
+
+@pytest.mark.parametrize(
+    "timeout", [None, float("inf"), 1e30, 10**400, 5e6], ids=["None", "inf", "1e30", "1e400", "5e6"]
+)
+def test_a_timeout_may_be_as_long_as_one_likes(
+    timeout: Any, dial: Dial, listener: Listener, pool: ThreadPoolExecutor
+) -> None:
+    vmm = pool.submit(guest, listener, b"OK 1\ndown")
+    assert dial(listener.uds, PORT, timeout=timeout) == b"down"
+    assert vmm.result(HANG) == b"up"
+
+
+def test_a_timeout_longer_than_a_socket_can_wait_is_waited_for_in_parts(
+    listener: Listener, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handshake, "LONGEST_WAIT", 0.01)
+
+    def late() -> bytes:
+        connection = listener.accept(b"")
+        time.sleep(0.3)
+        with connection:
+            connection.sendall(b"OK 1\n")
+            return connection.recv(2)
+
+    vmm = pool.submit(late)
+    assert connect(listener.uds, PORT, timeout=None) == b""
+    assert vmm.result(HANG) == b"up"
+
+
+@pytest.mark.parametrize("timeout", [float("nan"), 0, -1, float("-inf"), "5"])
+def test_a_timeout_that_is_none_is_a_value_error(timeout: Any, dial: Dial, listener: Listener) -> None:
+    with pytest.raises(fastvsock.DurationError, match="timeout is a number of seconds, more than 0") as caught:
+        dial(listener.uds, PORT, timeout=timeout)
+    assert isinstance(caught.value, ValueError)
+
+
+@pytest.mark.parametrize("wait", [float("nan"), -1, float("-inf"), None])
+def test_a_wait_that_is_none_is_a_value_error(wait: Any, dial: Dial, listener: Listener) -> None:
+    with pytest.raises(fastvsock.DurationError, match="wait is a number of seconds, 0 or more"):
+        dial(listener.uds, PORT, wait=wait)
+
+
+@pytest.mark.parametrize("wait", [float("inf"), 1e30])
+def test_a_wait_may_be_endless(wait: float, dial: Dial, listener: Listener, pool: ThreadPoolExecutor) -> None:
+    vmm = pool.submit(guest, listener, b"OK 1\ndown", refusals=2)
+    assert dial(listener.uds, PORT, wait=wait) == b"down"
+    assert vmm.result(HANG) == b"up"
+
+
+def test_an_empty_path_is_told_as_such_and_not_waited_for(dial: Dial) -> None:
+    with pytest.raises(fastvsock.EmptyPathError, match="path of the UDS is empty") as caught:
+        dial("", PORT, wait=HANG)
+    assert isinstance(caught.value, FileNotFoundError)  # as of open("")
 
 
 def test_an_answer_that_is_not_ok_is_a_bad_reply(dial: Dial, listener: Listener, pool: ThreadPoolExecutor) -> None:
@@ -336,6 +391,37 @@ def test_an_output_that_has_no_room_is_raised(ends: Ends, start: Start) -> None:
 def test_an_engine_that_does_not_exist_is_raised(ends: Ends, start: Start) -> None:
     with pytest.raises(fastvsock.EngineError, match="warp"):
         start(engine="warp").result(HANG)
+
+
+@pytest.mark.parametrize("linger", [float("nan"), -1, "1"])
+def test_a_linger_that_is_none_is_a_value_error(linger: Any, ends: Ends, start: Start) -> None:
+    ends.guest.close()
+    with pytest.raises(fastvsock.DurationError, match="linger is a number of seconds, 0 or more"):
+        start(linger=linger).result(HANG)
+
+
+@pytest.mark.parametrize("closed", [socket.socket.close, lambda sock: os.close(sock.fileno())], ids=["close", "behind"])
+def test_a_socket_that_is_closed_is_raised(closed: Callable[[socket.socket], None], ends: Ends, start: Start) -> None:
+    before = descriptors()
+    sock = ends.sock
+    closed(sock)
+    try:
+        with pytest.raises(fastvsock.RelayError, match="cannot use the socket: Bad file descriptor") as caught:
+            start().result(HANG)
+        assert isinstance(caught.value, OSError)
+        assert caught.value.errno == errno.EBADF
+    finally:
+        sock.detach()
+    assert set(descriptors()) < set(before)
+
+
+@pytest.mark.parametrize("number", [-1, 999, 1 << 40])
+@pytest.mark.parametrize(("end", "told"), [("rfd", "cannot read the input"), ("wfd", "cannot write the output")])
+def test_a_descriptor_that_is_not_open_is_raised(end: str, told: str, number: int, ends: Ends, start: Start) -> None:
+    with pytest.raises(fastvsock.StreamError, match=f"{told}: Bad file descriptor") as caught:
+        start(**{end: number}).result(HANG)
+    assert caught.value.errno == errno.EBADF
+    assert ends.sock.getblocking()
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -530,13 +616,17 @@ EXAMPLES: list[fastvsock.FastvsockError] = [
     fastvsock.FastvsockError("text"),
     fastvsock.UsageError("text"),
     fastvsock.EngineError("text"),
+    fastvsock.BenchmarkError("text"),
     fastvsock.PortError("ssh"),
+    fastvsock.DurationError("timeout", -1, "more than 0"),
     fastvsock.CommandError("dbclient", FileNotFoundError(2, "No such file or directory")),
     fastvsock.RelayError("text", 32),
     fastvsock.ConnectionBrokenError("text", 104),
     fastvsock.StreamError("text", 28),
+    fastvsock.EmulatorError("text", 98),
     fastvsock.ConnectError("/run/v.sock", 5003, "detail"),
     fastvsock.SocketMissingError("/run/v.sock", 5003),
+    fastvsock.EmptyPathError("", 5003),
     fastvsock.NotASocketError("/run/v.sock", 5003, "a FIFO"),
     fastvsock.SocketPermissionError("/run/v.sock", 5003),
     fastvsock.StaleSocketError("/run/v.sock", 5003),
@@ -549,7 +639,7 @@ EXAMPLES: list[fastvsock.FastvsockError] = [
 
 
 def test_every_error_is_among_the_examples() -> None:
-    classes = {value for value in vars(errors).values() if isinstance(value, type)}
+    classes = {value for name, value in vars(errors).items() if isinstance(value, type) and not name.startswith("_")}
     assert {type(example) for example in EXAMPLES} == classes
     assert {cls.__name__ for cls in classes} == {name for name in fastvsock.__all__ if name.endswith("Error")}
 
@@ -575,6 +665,9 @@ def test_an_error_survives_pickling_and_copying(error: fastvsock.FastvsockError)
         (fastvsock.HandshakeTimeoutError, TimeoutError, 1),
         (fastvsock.PathTooLongError, ValueError, 1),
         (fastvsock.PortError, ValueError, 1),
+        (fastvsock.DurationError, ValueError, 1),
+        (fastvsock.EmptyPathError, FileNotFoundError, 1),
+        (fastvsock.EmulatorError, OSError, 1),
         (fastvsock.NotASocketError, OSError, 1),
         (fastvsock.BadReplyError, OSError, 1),
         (fastvsock.ConnectionBrokenError, ConnectionError, 1),
@@ -599,6 +692,33 @@ def test_an_error_that_is_an_os_error_has_its_number(error: fastvsock.FastvsockE
     if isinstance(error, fastvsock.ConnectError):
         assert str(error.port) in str(error)
         assert error.uds in str(error)
+
+
+@pytest.mark.parametrize("error", EXAMPLES, ids=lambda error: type(error).__name__)
+def test_an_error_tells_a_caller_nothing_of_command_lines(error: fastvsock.FastvsockError) -> None:
+    assert "--" not in str(error)
+    assert bool(error.hint) == ("--" in error.hint)
+
+
+def test_every_error_of_the_package_is_at_home_in_one_place() -> None:
+    from fastvsock import benchmark, emulator
+
+    assert emulator.EmulatorError is errors.EmulatorError
+    assert benchmark.BenchmarkError is errors.BenchmarkError
+
+
+@pytest.mark.parametrize(
+    ("path", "shown"),
+    [
+        ("/run/v.sock", "/run/v.sock"),
+        ("/run/\u00fc.sock", "/run/\u00fc.sock"),
+        (os.fsdecode(b"/run/\xff\x80.sock"), r"/run/\xff\x80.sock"),
+        ("two\nlines\x1b[31m", r"two\nlines\x1b[31m"),
+        ("\ud800", r"\ud800"),
+    ],
+)
+def test_a_path_is_shown_on_one_line_and_as_it_was_typed(path: str, shown: str) -> None:
+    assert errors.shown(path) == shown
 
 
 # Loading on first use

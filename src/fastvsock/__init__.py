@@ -10,9 +10,13 @@ if TYPE_CHECKING:
     from .api import open_connection as open_connection
     from .api import relay as relay
     from .errors import BadReplyError as BadReplyError
+    from .errors import BenchmarkError as BenchmarkError
     from .errors import CommandError as CommandError
     from .errors import ConnectError as ConnectError
     from .errors import ConnectionBrokenError as ConnectionBrokenError
+    from .errors import DurationError as DurationError
+    from .errors import EmptyPathError as EmptyPathError
+    from .errors import EmulatorError as EmulatorError
     from .errors import EngineError as EngineError
     from .errors import FastvsockError as FastvsockError
     from .errors import GuestRefusedError as GuestRefusedError
@@ -34,9 +38,13 @@ __version__ = "0.1.0"
 _HOME = {"connect": "api", "open_connection": "api", "relay": "api", "RelayResult": "relaying"}
 _ERRORS = (
     "BadReplyError",
+    "BenchmarkError",
     "CommandError",
     "ConnectError",
     "ConnectionBrokenError",
+    "DurationError",
+    "EmptyPathError",
+    "EmulatorError",
     "EngineError",
     "FastvsockError",
     "GuestRefusedError",

@@ -1,6 +1,7 @@
 """The Python interface: `connect`, `open_connection` and `relay`, with the standard library's own socket types."""
 
 import asyncio
+import errno
 import os
 import socket
 
@@ -12,18 +13,34 @@ if TYPE_CHECKING:
     from .handshake import Path
 
 
-def connect(uds: "Path", port: int, *, timeout: float = 10.0, wait: float = 0.0) -> socket.socket:
+def connect(uds: "Path", port: int, *, timeout: float | None = 10.0, wait: float = 0.0) -> socket.socket:
     """Connect to guest port `port` through the VMM's Unix socket `uds`.
 
-    The socket returned is blocking and carries payload only, from its first byte. `timeout` (seconds) bounds
-    connecting and handshake together; for `wait` seconds an attempt that failed as one does while the guest boots is
-    made again. Raises `PortError` (a `ValueError`) or a subclass of `ConnectError` (an `OSError`).
+    `uds` (str, bytes or os.PathLike) is the VMM's ``uds_path``, `port` (int) a number from 0 to 4294967295. `timeout`
+    (seconds, more than 0; None and infinity are no limit) bounds an attempt, connecting and handshake together. For
+    `wait` (seconds, 0 or more; infinity is for ever) an attempt that failed as one does while the guest boots (no
+    socket yet, nobody listening on it, refused or reset) is made again.
+
+    Returns a blocking stream socket, which carries payload only, from its first byte.
+
+    Raises, each of them a `FastvsockError`:
+
+    - `PortError`, `DurationError` (both a `ValueError`) for a port or a time that is none.
+    - `SocketMissingError`, `EmptyPathError` (`FileNotFoundError`): nothing is at the path; the path is empty.
+    - `NotASocketError` (`OSError`): something else is there.
+    - `SocketPermissionError` (`PermissionError`): the socket may not be used by this user.
+    - `StaleSocketError` (`ConnectionRefusedError`): nobody listens on it any more.
+    - `PathTooLongError` (`OSError`, `ValueError`): over 107 bytes, where there is no /proc.
+    - `GuestRefusedError` (`ConnectionRefusedError`): the VMM closed without an answer; nothing listens on the port.
+    - `HandshakeTimeoutError` (`TimeoutError`): no answer in time.
+    - `BadReplyError` (`OSError`): an answer that is not hybrid vsock's.
+    - `ConnectError` (`OSError`), of which all but the first two are: anything else, such as too many open files.
     """
     return socket.socket(fileno=handshake.connect(uds, port, timeout, wait).detach())
 
 
 async def open_connection(
-    uds: "Path", port: int, *, timeout: float = 10.0, wait: float = 0.0
+    uds: "Path", port: int, *, timeout: float | None = 10.0, wait: float = 0.0
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """`connect` for asyncio: a reader and a writer for guest port `port`, as `asyncio.open_unix_connection` has them.
 
@@ -31,17 +48,17 @@ async def open_connection(
     """
     path = os.fsdecode(uds)
     port = handshake.parse_port(port)
-    retry = handshake.Retry(wait)
+    longest, retry = handshake.limit(timeout), handshake.Retry(wait)
     while True:
         sock = handshake.open_socket(socket.socket, path, port)
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(longest):
                 await _shake(sock, path, port)
             return await asyncio.open_unix_connection(sock=sock)
         except BaseException as error:
             sock.close()
             if type(error) is TimeoutError:
-                raise errors.HandshakeTimeoutError(path, port, f"{timeout:g}") from None
+                raise errors.HandshakeTimeoutError(path, port, f"{longest:g}") from None
             pause = retry.pause() if isinstance(error, handshake.NOT_YET) else None
             if pause is None:
                 raise
@@ -72,15 +89,25 @@ def relay(
 ) -> RelayResult:
     """Move bytes between the connected stream socket `sock` and two descriptors until the guest closes.
 
-    `rfd` is read until its end and `wfd` written; both, and `sock`, stay open, and their modes are as before when it
-    returns. `linger` (seconds, default 0.5): how long nothing may move after the end of `rfd` before `sock` is
-    half-closed, which makes a VMM close it; 0 at once, infinity never. If `rfd` gives nothing at all, the default is
-    never. `engine` is ``auto``, ``splice`` or ``copy``; the default is FASTVSOCK_ENGINE's, or ``auto``.
+    `rfd` (int) is read until its end and `wfd` (int) written; both, and `sock`, stay open, and their modes are as
+    before when it returns. `linger` (seconds, 0 or more; default 0.5): how long nothing may move after the end of `rfd`
+    before `sock` is half-closed, which makes a VMM close it; 0 at once, infinity never. If `rfd` gives nothing at all,
+    the default is never. `engine` is ``auto``, ``splice`` or ``copy``; the default is FASTVSOCK_ENGINE's, or ``auto``.
 
-    It also returns when nobody reads `wfd` any more; `RelayResult.ended` tells. Raises `ConnectionBrokenError` when
-    the socket breaks, `StreamError` when reading `rfd` or writing `wfd` fails, `EngineError` for an engine that is
-    not there.
+    It also returns when nobody reads `wfd` any more; `RelayResult.ended` tells.
+
+    Raises, each of them a `FastvsockError`:
+
+    - `DurationError` (a `ValueError`) for a `linger` that is no time.
+    - `EngineError` for an engine that is not there.
+    - `ConnectionBrokenError` (`ConnectionError`): the socket broke.
+    - `StreamError` (`OSError`): reading `rfd` or writing `wfd` failed, because they are not open for instance.
+    - `RelayError` (`OSError`), of which the last two are: the socket is closed, or there is no descriptor or no thread
+      left for a relay.
     """
+    if linger is not None:
+        linger = handshake.seconds("linger", linger)
+    _check_open(sock.fileno(), rfd, wfd)
     timeout = sock.gettimeout()
     try:
         result = Relay(sock, rfd, wfd, linger=linger, engine=engine).run()
@@ -89,3 +116,16 @@ def relay(
     if result.error is not None:
         raise result.error
     return result
+
+
+def _check_open(sock: int, rfd: int, wfd: int) -> None:
+    """A number that is not open is none that a poll would ever tell of. Raises `RelayError`."""
+    for number, kind, what in (
+        (sock, errors.RelayError, "use the socket"),
+        (rfd, errors.StreamError, "read the input"),
+        (wfd, errors.StreamError, "write the output"),
+    ):
+        try:
+            os.fstat(number)
+        except (OSError, OverflowError):
+            raise kind(f"cannot {what}: {os.strerror(errno.EBADF)}", errno.EBADF) from None

@@ -27,8 +27,9 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import NoReturn
 
-from . import errors, handshake
+from . import handshake
 from .engines import choose
+from .errors import BenchmarkError as BenchmarkError
 from .relaying import Relay
 
 DISCARD, CHARGEN = 9, 19  # RFC 863, RFC 864
@@ -37,10 +38,6 @@ ENGINES = ("splice", "copy")
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 WRITE = bytes(1 << 16)
 READ_SIZE = 1 << 20
-
-
-class BenchmarkError(errors.FastvsockError):
-    """A sample could not be taken."""
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ from time import monotonic, sleep
 from types import TracebackType
 from typing import NamedTuple
 
-from .errors import FastvsockError
+from .errors import EmulatorError as EmulatorError
 from .handshake import MAX_PORT, SUN_PATH_MAX
 
 MAX_CONNECTIONS = 1023  # unix/mod.rs
@@ -56,18 +56,6 @@ BACK = "FASTVSOCK_GUEST_BACK"
 
 IN, OUT, HUP, EDGE = select.EPOLLIN, select.EPOLLOUT, select.EPOLLHUP, select.EPOLLET
 NEVER = float("inf")
-
-
-class EmulatorError(FastvsockError, OSError):
-    """The emulator cannot listen on its UDS. `errno` tells why."""
-
-    def __init__(self, message: str, number: int) -> None:
-        super().__init__()
-        self.args = (message, number)
-        self.message, self.errno = message, number
-
-    def __str__(self) -> str:
-        return self.message
 
 
 # The guest's services

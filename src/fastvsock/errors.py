@@ -1,12 +1,14 @@
 """Every exception that this package raises, each with its exit code and its sentence.
 
 A sentence says what failed, with which path and port, why, and what to try; the commands print it behind
-``fastvsock: `` and end with `exit_code`. Each class also derives from the built-in exception that a caller would
-expect (`FileNotFoundError`, `TimeoutError`, ...), so ``except OSError`` keeps working in programs that know nothing
-of this package.
+``fastvsock: `` and end with `exit_code`: see `outcome`. A Python program gets the same sentence; what only a command
+line offers is the `hint`, and printed by the commands that have that option. Each class also derives from the built-in
+exception that a caller would expect (`FileNotFoundError`, `TimeoutError`, ...), so ``except OSError`` keeps working in
+programs that know nothing of this package.
 """
 
 import errno
+import os
 
 USAGE = 2
 """Exit code for wrong usage, as in the shell's own builtins; every other failure is 1."""
@@ -15,9 +17,13 @@ NOT_FOUND, NOT_EXECUTABLE = 127, 126
 
 
 class FastvsockError(Exception):
-    """Base of all errors of this package. `exit_code` is what a command ends with."""
+    """Base of all errors of this package.
+
+    `exit_code` is what a command ends with, `hint` what its options can do about the error, or empty.
+    """
 
     exit_code = 1
+    hint = ""
 
 
 class UsageError(FastvsockError):
@@ -37,8 +43,23 @@ class PortError(FastvsockError, ValueError):
         return f"{self.port!r} is no guest port: give a number from 0 to 4294967295"
 
 
+class DurationError(FastvsockError, ValueError):
+    """A time that is no number of seconds, or not one of those that `allowed` tells."""
+
+    def __init__(self, name: str, value: object, allowed: str) -> None:
+        super().__init__(name, value, allowed)
+        self.name, self.value, self.allowed = name, value, allowed
+
+    def __str__(self) -> str:
+        return f"{self.name} is a number of seconds, {self.allowed}, not {self.value!r}"
+
+
 class EngineError(FastvsockError):
     """The engine that was asked for does not exist, or cannot be used here."""
+
+
+class BenchmarkError(FastvsockError):
+    """`fastvsock bench` could not take a sample."""
 
 
 class CommandError(FastvsockError, OSError):
@@ -51,7 +72,7 @@ class CommandError(FastvsockError, OSError):
         self.exit_code = NOT_FOUND if error.errno == errno.ENOENT else NOT_EXECUTABLE
 
     def __str__(self) -> str:
-        return f"cannot run {self.name}: {self.reason}"
+        return f"cannot run {shown(self.name)}: {self.reason}"
 
 
 class ConnectError(FastvsockError, OSError):
@@ -67,18 +88,22 @@ class ConnectError(FastvsockError, OSError):
         self.errno = self.number or None
 
     def __str__(self) -> str:
-        path = self.uds if self.uds.isprintable() else repr(self.uds)[1:-1]  # a sentence is one line
-        return self.sentence.format(uds=path, port=self.port, detail=self.detail)
+        return self.sentence.format(uds=shown(self.uds), port=self.port, detail=self.detail)
 
 
 class SocketMissingError(ConnectError, FileNotFoundError):
     """Nothing is at the path of the UDS."""
 
     number = errno.ENOENT
-    sentence = (
-        "{uds}: no such socket (for guest port {port}): is the VMM running, and is this its vsock uds_path? "
-        "(--wait SECONDS waits for it)"
-    )
+    sentence = "{uds}: no such socket (for guest port {port}): is the VMM running, and is this its vsock uds_path?"
+    hint = "--wait SECONDS waits for it"
+
+
+class EmptyPathError(ConnectError, FileNotFoundError):
+    """The path of the UDS is empty, as one from a variable that is not set."""
+
+    number = errno.ENOENT
+    sentence = "the path of the UDS is empty (for guest port {port}): give the vsock uds_path of the VMM"
 
 
 class NotASocketError(ConnectError):
@@ -106,8 +131,9 @@ class StaleSocketError(ConnectError, ConnectionRefusedError):
     number = errno.ECONNREFUSED
     sentence = (
         "{uds}: connection refused (for guest port {port}): nobody listens on this socket file, "
-        "the VMM has ended or has not opened it yet (--wait SECONDS retries)"
+        "the VMM has ended or has not opened it yet"
     )
+    hint = "--wait SECONDS retries"
 
 
 class PathTooLongError(ConnectError, ValueError):
@@ -130,8 +156,9 @@ class HandshakeTimeoutError(HandshakeError, TimeoutError):
     number = errno.ETIMEDOUT
     sentence = (
         "{uds}: no answer for guest port {port} within {detail} s: the VMM may be paused, out of file descriptors, "
-        "or not a VMM at all (--timeout SECONDS waits longer)"
+        "or not a VMM at all"
     )
+    hint = "--timeout SECONDS waits longer"
 
 
 class GuestRefusedError(HandshakeError, ConnectionRefusedError):
@@ -140,8 +167,9 @@ class GuestRefusedError(HandshakeError, ConnectionRefusedError):
     number = errno.ECONNREFUSED
     sentence = (
         "{uds}: guest port {port} refused: nothing is listening on it in the guest, the guest is not up yet, "
-        "or the VMM has no connection left (--wait SECONDS retries)"
+        "or the VMM has no connection left"
     )
+    hint = "--wait SECONDS retries"
 
 
 class BadReplyError(HandshakeError):
@@ -154,8 +182,8 @@ class BadReplyError(HandshakeError):
     )
 
 
-class RelayError(FastvsockError, OSError):
-    """A relay ended before its time."""
+class _NumberedError(FastvsockError, OSError):
+    """An error with a sentence of its own; `errno` tells why."""
 
     def __init__(self, message: str, number: int) -> None:
         super().__init__()
@@ -166,9 +194,42 @@ class RelayError(FastvsockError, OSError):
         return self.message
 
 
+class RelayError(_NumberedError):
+    """A relay ended before its time, or could not begin."""
+
+
 class ConnectionBrokenError(RelayError, ConnectionError):
     """The socket to the VMM broke in mid-stream; what had arrived was delivered."""
 
 
 class StreamError(RelayError):
     """Reading the near end's input or writing its output failed (a full disk, a bad descriptor)."""
+
+
+class EmulatorError(_NumberedError):
+    """The emulator cannot listen on its UDS."""
+
+
+def shown(path: str) -> str:
+    """`path` as a sentence shows it: on one line, and bytes that are no text as they were typed, like ``\\xff``."""
+    return path if path.isprintable() else "".join(map(_shown, path))
+
+
+def _shown(character: str) -> str:
+    if character.isprintable():
+        return character
+    if "\udc80" <= character <= "\udcff":  # a byte: PEP 383
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode()
+
+
+def outcome(error: Exception, *, hints: bool = False) -> tuple[str, int]:
+    """The sentence with which a command tells `error`, and its exit code. With `hints`, those of its options too.
+
+    An exception that nobody thought of is told in a sentence as well; where FASTVSOCK_DEBUG=1 it is raised again.
+    """
+    if isinstance(error, FastvsockError):
+        return (f"{error} ({error.hint})" if hints and error.hint else str(error)), error.exit_code
+    if os.environ.get("FASTVSOCK_DEBUG") == "1":
+        raise error
+    return shown(f"unexpected {type(error).__name__}: {error} (FASTVSOCK_DEBUG=1 shows where)"), 1

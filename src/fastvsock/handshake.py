@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 MAX_PORT = 0xFFFFFFFF
 MAX_REPLY = len(b"OK 4294967295\n")
 SUN_PATH_MAX = 107  # struct sockaddr_un has 108 bytes, one of them for the NUL: unix(7)
+FOREVER = 1e9  # seconds, 31 years; the clocks of sockets, locks and event loops take no infinity
+LONGEST_WAIT = 1e6  # seconds; a socket's timeout has 31 bits for its milliseconds
 RETRY_FIRST, RETRY_LAST = 0.02, 0.5  # seconds between the attempts of `wait`, doubling
 NOT_YET = (errors.SocketMissingError, errors.StaleSocketError, errors.GuestRefusedError)
 
@@ -38,6 +40,18 @@ def parse_port(text: "str | int") -> int:
     if not (digits.isascii() and digits.isdigit() and len(digits) < 20 and int(digits) <= MAX_PORT):
         raise errors.PortError(text)
     return int(digits)
+
+
+def seconds(name: str, value: float, *, or_none: bool = True) -> float:
+    """`value`, at most `FOREVER`. Raises `DurationError` where it is no number of 0 or more, or of more than 0."""
+    if not isinstance(value, (int, float)) or not (value > 0 or (or_none and value == 0)):  # neither holds for NaN
+        raise errors.DurationError(name, value, "0 or more" if or_none else "more than 0")
+    return float(min(value, FOREVER))
+
+
+def limit(timeout: "float | None") -> float:
+    """Seconds for an attempt; None is no limit, as sockets have it. Raises `DurationError`."""
+    return FOREVER if timeout is None else seconds("timeout", timeout, or_none=False)
 
 
 def request(port: int) -> bytes:
@@ -62,10 +76,10 @@ def parse_reply(data: bytes) -> "int | None":
 
 
 class Retry:
-    """The pauses between attempts, for `wait` seconds from now on."""
+    """The pauses between attempts, for `wait` seconds from now on. Raises `DurationError`."""
 
     def __init__(self, wait: float) -> None:
-        self._give_up = monotonic() + wait
+        self._give_up = monotonic() + seconds("wait", wait)
         self._next = RETRY_FIRST
 
     def pause(self) -> "float | None":
@@ -78,19 +92,20 @@ class Retry:
         return pause
 
 
-def connect(uds: "Path", port: int, timeout: float = 10.0, wait: float = 0.0) -> _socket.socket:
+def connect(uds: "Path", port: int, timeout: "float | None" = 10.0, wait: float = 0.0) -> _socket.socket:
     """Connect to `port` of the guest behind the Unix socket `uds`; the socket returned carries payload only.
 
-    `timeout` (seconds, more than 0) bounds each attempt, connecting and handshake together. For `wait` seconds an
-    attempt that failed as one does while a guest boots (no socket yet, nobody listening on it, refused or reset) is
-    made again. Raises `PortError`, or the subclass of `ConnectError` that names the cause.
+    `timeout` (seconds, more than 0; None is no limit) bounds each attempt, connecting and handshake together. For
+    `wait` seconds an attempt that failed as one does while a guest boots (no socket yet, nobody listening on it,
+    refused or reset) is made again. Raises `PortError`, `DurationError`, or the subclass of `ConnectError` that names
+    the cause.
     """
     path = os.fsdecode(uds)
     port = parse_port(port)
-    retry = Retry(wait)
+    longest, retry = limit(timeout), Retry(wait)
     while True:
         try:
-            return _attempt(path, port, timeout)
+            return _attempt(path, port, longest)
         except NOT_YET:
             pause = retry.pause()
             if pause is None:
@@ -120,16 +135,18 @@ def _attempt(uds: str, port: int, timeout: float) -> _socket.socket:
 
 
 def _await_data(sock: _socket.socket, timeout: float) -> None:
-    sock.settimeout(timeout)
+    sock.settimeout(min(timeout, LONGEST_WAIT))
     try:
         sock.recv(1, _socket.MSG_PEEK)
-    except ConnectionError:
-        pass  # the next recv meets the end of the stream, which says as much
+    except (ConnectionError, TimeoutError):
+        pass  # the next recv meets the end of the stream, which says as much; and the caller has the clock
     sock.setblocking(False)
 
 
 def open_socket(kind: "type[Socket]", uds: str, port: int) -> "Socket":
-    """A Unix stream socket that does not block, of the class `kind`. Raises `ConnectError`."""
+    """A Unix stream socket that does not block, of the class `kind`, to reach `uds` with. Raises `ConnectError`."""
+    if not uds:  # an empty address would mean another thing: unix(7), autobind
+        raise errors.EmptyPathError(uds, port)
     try:
         sock = kind(_socket.AF_UNIX, _socket.SOCK_STREAM)
     except OSError as error:
@@ -193,8 +210,6 @@ def _reach(sock: _socket.socket, uds: str, port: int) -> "Iterator[float]":
 def _address(uds: str, port: int) -> "tuple[bytes, int | None]":
     """What connect(2) is given for `uds`, and a descriptor to hold until then: a long path goes through /proc."""
     path = os.fsencode(uds)
-    if not path:  # an empty address would mean another thing: unix(7), autobind
-        raise errors.SocketMissingError(uds, port)
     if len(path) <= SUN_PATH_MAX:
         return path, None
     held = os.open(path, os.O_PATH | os.O_CLOEXEC)
