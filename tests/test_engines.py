@@ -111,6 +111,20 @@ def test_a_target_that_nobody_reads_is_named(twin: ModuleType, pipe: Pair, secon
     assert twin.Pump(pipe.out, second_pipe.into, wake.out).run() == (TARGET, errno.EPIPE)
 
 
+@pytest.mark.parametrize("engine", ["splice", "copy"])
+def test_a_null_device_that_is_open_for_writing_only_is_no_end_of_file(engine: str, sockets: Pair, wake: Pair) -> None:
+    with open(os.devnull, "wb") as null:
+        pump = engines.Pump(null.fileno(), sockets.out, wake.out, engine=engine)
+        assert pump.run() == (SOURCE, errno.EBADF)
+
+
+@pytest.mark.parametrize("mode", ["rb", "r+b"])
+@pytest.mark.parametrize("engine", ["splice", "copy"])
+def test_a_null_device_is_at_its_end_of_file(engine: str, mode: str, sockets: Pair, wake: Pair) -> None:
+    with open(os.devnull, mode) as null:
+        assert engines.Pump(null.fileno(), sockets.out, wake.out, engine=engine).run() == (EOF, 0)
+
+
 def test_down_a_target_that_nobody_reads_is_noticed_while_idle(
     twin: ModuleType, pipe: Pair, sockets: Pair, wake: Pair
 ) -> None:
@@ -287,8 +301,10 @@ def test_the_environment_chooses_where_the_caller_does_not(monkeypatch: pytest.M
     assert engines.choose() == "copy"
     assert engines.choose("splice") == "splice"
     monkeypatch.setenv("FASTVSOCK_ENGINE", "warp")
-    with pytest.raises(EngineError, match="'warp' is no engine: choose auto, splice or copy"):
+    with pytest.raises(EngineError, match=r"'warp' is no engine: choose auto, splice or copy \(.*environment's"):
         engines.choose()
+    with pytest.raises(EngineError, match=r"'weft' is no engine: choose auto, splice or copy$"):
+        engines.choose("weft")
 
 
 def test_without_the_extension_auto_copies_and_splice_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

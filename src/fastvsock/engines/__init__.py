@@ -82,8 +82,9 @@ class Pump:
 def choose(engine: str | None = None) -> str:
     """Either ``splice`` or ``copy``, for one of `ENGINES` or None. Raises `EngineError`."""
     wanted = engine or os.environ.get("FASTVSOCK_ENGINE") or "auto"
+    whose = "" if engine else " (it is the environment's FASTVSOCK_ENGINE)"
     if wanted not in ENGINES:
-        raise errors.EngineError(f"{wanted!r} is no engine: choose auto, splice or copy")
+        raise errors.EngineError(f"{wanted!r} is no engine: choose auto, splice or copy{whose}")
     if wanted == "copy":
         return "copy"
     try:
@@ -92,7 +93,7 @@ def choose(engine: str | None = None) -> str:
         if wanted == "splice":
             raise errors.EngineError(
                 f"the splice engine is not there ({error}): install a wheel, or from source with a C compiler; "
-                "engine auto does without"
+                f"engine auto does without{whose}"
             ) from None
         return "copy"
     return "splice"

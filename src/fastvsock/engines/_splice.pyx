@@ -54,7 +54,7 @@ cdef extern from *:
     #define CO_NEWLOCALS 0x2
     #endif
     """
-    enum: F_GETFL, F_GETPIPE_SZ, F_SETPIPE_SZ, O_CLOEXEC, O_NONBLOCK
+    enum: F_GETFL, F_GETPIPE_SZ, F_SETPIPE_SZ, O_ACCMODE, O_CLOEXEC, O_NONBLOCK, O_WRONLY
     enum: POLLIN, POLLOUT
     enum: SPLICE_F_MOVE, SPLICE_F_NONBLOCK
     enum: SIOCINQ, SIOCOUTQ
@@ -131,7 +131,8 @@ cdef class Pump:
         self.usual = SOURCE
         if fstat(source, &near) or fstat(target, &far):
             return  # the first call will fail alike, and run() will say so
-        self.ended = IS_NULL(near)  # it does not splice, and the copy engine would be loaded for nothing
+        # It does not splice, and the copy engine would be loaded for nothing, but where that one has an error to tell.
+        self.ended = IS_NULL(near) and (fcntl(source, F_GETFL) & O_ACCMODE) != O_WRONLY
         self.from_pipe = S_ISFIFO(near.st_mode)
         self.from_file = (S_ISREG(near.st_mode) or S_ISBLK(near.st_mode)) and S_ISSOCK(far.st_mode)
         self.direct = self.from_pipe or self.from_file or S_ISFIFO(far.st_mode)
