@@ -126,8 +126,9 @@ def test_a_file_in_the_place_of_a_folder_is_told_as_a_missing_socket(tmp_path: P
     sentence(run(uds, str(PORT)), f"{uds}: no such socket", str(PORT))
 
 
-def test_an_empty_path_is_told_as_a_missing_socket() -> None:
-    sentence(run("", str(PORT)), "no such socket", str(PORT))
+def test_an_empty_path_is_told_as_such_and_not_waited_for() -> None:
+    told = "fastvsock: the path of the UDS is empty (for guest port"
+    sentence(run("--wait", str(10 * HANG), "", str(PORT)), told, str(PORT), "uds_path")
 
 
 def test_a_socket_missing_behind_a_long_path_is_told_like_any_other(tmp_path: Path) -> None:
@@ -177,7 +178,7 @@ def test_a_stale_socket_says_that_nobody_listens(listener: Listener) -> None:
 
 def test_bytes_of_a_path_that_are_no_text_are_still_told(tmp_path: Path) -> None:
     uds = os.fsdecode(os.fsencode(tmp_path) + b"/\xff.sock")
-    sentence(run(uds, str(PORT)), "\\udcff.sock: no such socket", str(PORT))
+    sentence(run(uds, str(PORT)), "/\\xff.sock: no such socket", str(PORT))
 
 
 def test_a_line_break_in_a_path_does_not_break_the_sentence(tmp_path: Path) -> None:
@@ -383,6 +384,43 @@ def test_a_stdin_that_cannot_be_read_is_told(listener: Listener, engine: str, tm
         sentence(outcome(child), "cannot read the input: Bad file descriptor")
 
 
+def test_a_stdin_that_is_null_and_open_for_writing_only_cannot_be_read(listener: Listener, engine: str) -> None:
+    with (
+        open(os.devnull, "wb") as unreadable,
+        connecting(listener.uds, PORT, engine=engine, stdin=unreadable) as child,
+        listener.accept(),
+    ):
+        sentence(outcome(child), "cannot read the input: Bad file descriptor")
+
+
+# A closed stdout
+
+CLOSED = ["sh", "-c", 'exec "$@" >&-', "sh"]
+
+
+@pytest.mark.parametrize("program", ["fastvsock.entry", "fastvsock"])
+def test_the_first_byte_for_a_closed_stdout_ends_it_as_one_for_a_closed_pipe_does(
+    listener: Listener, engine: str, program: str
+) -> None:
+    words = [sys.executable, "-m", program, *(["connect"] if program == "fastvsock" else [])]
+    with (
+        started([*CLOSED, *words, "--engine", engine, listener.uds, str(PORT)]) as child,
+        listener.accept(b"OK 1073741824\n") as far,
+    ):
+        child.stdin.write(b"goes up all the same")
+        assert far.recv(100) == b"goes up all the same"
+        far.sendall(b"x")
+        assert (child.wait(HANG), child.stderr.read()) == (0, b"")
+
+
+def test_a_closed_stdout_does_no_harm_where_nothing_is_said(listener: Listener, engine: str) -> None:
+    with started([*CLOSED, *command(listener.uds, str(PORT), engine=engine)]) as child, listener.accept() as far:
+        child.stdin.write(b"up")
+        assert far.recv(100) == b"up"
+        far.close()
+        assert (child.wait(HANG), child.stderr.read()) == (0, b"")
+
+
 def test_splice_is_not_there_without_its_extension(listener: Listener, tmp_path: Path) -> None:
     source = Path(fastvsock.__file__).parent
     shutil.copytree(source, tmp_path / "fastvsock", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
@@ -400,7 +438,7 @@ def test_splice_is_not_there_without_its_extension(listener: Listener, tmp_path:
 def test_an_engine_that_the_environment_misspells_is_told(listener: Listener) -> None:
     arguments = [sys.executable, "-m", "fastvsock.entry", listener.uds, str(PORT)]
     with started(arguments, env={**os.environ, "FASTVSOCK_ENGINE": "warp"}) as child, listener.accept():
-        sentence(outcome(child), "'warp' is no engine", "auto, splice or copy")
+        sentence(outcome(child), "'warp' is no engine", "auto, splice or copy", "environment's FASTVSOCK_ENGINE")
 
 
 @pytest.mark.parametrize("error", ["ZeroDivisionError('so')", "OSError(5, 'so')"])
@@ -440,15 +478,18 @@ def test_only_debugging_shows_a_traceback(error: str, debug: bool) -> None:
         (["--engine=warp", "v.sock", "1"], "--engine is auto, splice or copy, not 'warp'"),
         (["--engine=", "v.sock", "1"], "--engine is auto, splice or copy, not ''"),
         *(
-            ([f"{name}={value}", "v.sock", "1"], f"{name} is a number of seconds, not {value!r}")
-            for name in ("--timeout", "--wait", "--linger")
-            for value in ("", "soon", "nan", "-1", "-inf")
+            ([f"{name}={value}", "v.sock", "1"], f"{name} is a number of seconds, {allowed}, not {value!r}")
+            for name, allowed, values in (
+                ("--timeout", "more than 0 and at most 1000000", ["0", "inf"]),
+                ("--wait", "0 to 1000000", ["inf"]),
+                ("--linger", "0 to 1000000 or inf", []),
+            )
+            for value in ("", "soon", "nan", "-1", "-inf", "1e30", "1000001", *values)
         ),
-        (["--timeout=0", "v.sock", "1"], "--timeout is a number of seconds, not '0'"),
-        (["--timeout=inf", "v.sock", "1"], "--timeout is a number of seconds, not 'inf'"),
-        (["--wait=inf", "v.sock", "1"], "--wait is a number of seconds, not 'inf'"),
+        (["--a\nb", "v.sock", "1"], r"unknown option --a\nb"),
+        ([b"--\xff", "v.sock", "1"], r"unknown option --\xff"),
     ],
-    ids=lambda value: " ".join(value) or "nothing" if isinstance(value, list) else "",
+    ids=lambda value: ascii(" ".join(map(str, value))) or "nothing" if isinstance(value, list) else "",
 )
 def test_wrong_usage_ends_with_2_and_shows_the_usage(arguments: list[str], told: str) -> None:
     done = subprocess.run(
@@ -522,6 +563,13 @@ def test_a_reader_that_has_gone_is_no_failure_of_help(option: str, module: str) 
         os.close(writing)
         done = outcome(child)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_help_that_cannot_be_written_is_a_failure(option: str) -> None:
+    with open("/dev/full", "wb") as full:
+        done = run(option, stdout=full)
+    assert (done.returncode, done.stderr) == (1, b"fastvsock: cannot write the output: No space left on device\n")
 
 
 @pytest.mark.parametrize("option", ["--help", "--version"])

@@ -273,6 +273,42 @@ def test_a_signal_that_is_ignored_at_the_start_stays_ignored(
         assert complaint(child) == (0, [])
 
 
+# Ctrl-C in the middle of the imports: a program, and the module at whose import it comes.
+EARLY = """
+import os, runpy, signal, sys
+program, module, *sys.argv[1:] = sys.argv[1:]
+class Interrupt:
+    def find_spec(name, *_):
+        if name == module:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupt)
+runpy.run_module(program, run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize("module", ["fastvsock.errors", "fastvsock.handshake", "fastvsock.relaying"])
+def test_ctrl_c_during_the_start_leaves_no_traceback(module: str) -> None:
+    words = [sys.executable, "-c", EARLY, "fastvsock.entry", module]
+    done = subprocess.run(words, capture_output=True, timeout=HANG, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, b"", b"")
+
+
+def test_ctrl_c_during_the_start_of_one_that_ignores_it_is_ignored() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", EARLY, "fastvsock.entry", "fastvsock.handshake", "--version"],
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_IGN),
+        capture_output=True,
+        timeout=HANG,
+        check=False,
+    )
+    assert (done.returncode, done.stdout[:20]) == (0, b"runcvm-vsock-connect")
+
+
+def test_importing_the_program_leaves_ctrl_c_to_whoever_imports_it() -> None:
+    look = "import signal; before = signal.getsignal(2); import fastvsock.entry; assert signal.getsignal(2) == before"
+    subprocess.run([sys.executable, "-c", look], timeout=HANG, check=True)
+
+
 def test_sigpipe_never_kills_it(listener: Listener, engine: str) -> None:
     with connecting(listener.uds, 5000, engine=engine) as child:
         with idle(listener, child) as far:

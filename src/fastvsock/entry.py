@@ -5,12 +5,7 @@ first byte. `fastvsock connect` is this same code. The process ends by `os._exit
 up, the kernel tidies up faster, and nothing here waits to be flushed.
 """
 
-import _socket
-import os
 import sys
-
-from . import __version__, errors, handshake
-from .relaying import Relay, RelayResult
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,6 +14,21 @@ if TYPE_CHECKING:
     from typing import NoReturn
 else:
     import _signal  # signal itself imports enum
+
+# ruff: noqa: E402
+# First of all, Ctrl-C shall end the program at once, not with a traceback from whichever import it meets. The program,
+# that is: whoever imports this module for something else has a SIGINT of their own.
+if (__name__ == "__main__" or "".join(sys.argv[:1]).endswith("/runcvm-vsock-connect")) and (
+    _signal.getsignal(_signal.SIGINT) == _signal.default_int_handler
+):
+    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
+
+import _socket
+import errno
+import os
+
+from . import __version__, errors, handshake
+from .relaying import Relay, RelayResult
 
 HELP = """\
 usage: {prog} [options] UDS PORT [-- COMMAND ...]
@@ -51,6 +61,11 @@ told on stderr in one line; 2 wrong usage; 128+n ended by signal n. With a
 COMMAND its own, or 127 if it is not there and 126 if it cannot be run.
 """
 
+SECONDS = {  # what each option takes
+    "--timeout": "more than 0 and at most 1000000",
+    "--wait": "0 to 1000000",
+    "--linger": "0 to 1000000 or inf",
+}
 SIGNALS = (_signal.SIGTERM, _signal.SIGINT, _signal.SIGHUP)
 COMMANDS_FD = 3  # the first that is nobody's by custom
 
@@ -84,13 +99,7 @@ class Ending:
 
 def main() -> None:
     """The console script. Does not return."""
-    try:
-        status = run(sys.argv[1:], "runcvm-vsock-connect")
-        if sys.stdout is not None:
-            sys.stdout.flush()  # of --help and --version; the payload goes another way
-    except BrokenPipeError:
-        status = 0
-    os._exit(status)
+    os._exit(run(sys.argv[1:], "runcvm-vsock-connect"))
 
 
 def run(arguments: "Sequence[str]", prog: str) -> int:
@@ -98,19 +107,12 @@ def run(arguments: "Sequence[str]", prog: str) -> int:
     try:
         options = parse(arguments, prog)
         return 0 if options is None else _connect(options)
-    except errors.UsageError as error:
-        _say(f"{error}\nusage: {prog} [options] UDS PORT [-- COMMAND ...] ({prog} --help tells more)")
-        return error.exit_code
-    except errors.FastvsockError as error:
-        _say(str(error))
-        return error.exit_code
-    except BrokenPipeError:
-        return 0  # of --help and --version, into `head` for instance
     except Exception as error:
-        if os.environ.get("FASTVSOCK_DEBUG") == "1":
-            raise
-        _say(f"unexpected {type(error).__name__}: {error} (FASTVSOCK_DEBUG=1 shows where)")
-        return 1
+        sentence, status = errors.outcome(error, hints=True)
+        if isinstance(error, errors.UsageError):
+            sentence += f"\nusage: {prog} [options] UDS PORT [-- COMMAND ...] ({prog} --help tells more)"
+        _say(sentence)
+        return status
 
 
 def parse(arguments: "Sequence[str]", prog: str) -> "Options | None":
@@ -128,17 +130,17 @@ def parse(arguments: "Sequence[str]", prog: str) -> "Options | None":
         elif word == "--":
             options_over = True
         elif word in ("-h", "--help"):
-            print(HELP.format(prog=prog), end="")
+            _print(HELP.format(prog=prog))
             return None
         elif word == "--version":
-            print(f"{prog} {__version__}")
+            _print(f"{prog} {__version__}\n")
             return None
         elif word in ("--stats", "--fdpass"):
             setattr(options, word[2:], True)
         elif name in ("--timeout", "--wait", "--linger", "--engine"):
             setattr(options, name[2:], _value(name, value if equals else next(rest, None)))
         else:
-            raise errors.UsageError(f"unknown option {word}")
+            raise errors.UsageError(f"unknown option {errors.shown(word)}")
     if len(words) != 2:
         raise errors.UsageError(f"UDS and PORT are needed, not {len(words)} argument{'s' * (len(words) != 1)}")
     options.uds, options.port = words[0], handshake.parse_port(words[1])
@@ -167,7 +169,7 @@ def _value(name: str, text: "str | None") -> "str | float":
     if name == "--linger" and seconds == float("inf"):
         return seconds
     if not 0 <= seconds <= 1e6 or (name == "--timeout" and not seconds):
-        raise errors.UsageError(f"{name} is a number of seconds, not {text!r}")
+        raise errors.UsageError(f"{name} is a number of seconds, {SECONDS[name]}, not {text!r}")
     return seconds
 
 
@@ -177,7 +179,7 @@ def _connect(options: Options) -> int:
     for number in SIGNALS:
         if _signal.getsignal(number) != _signal.SIG_IGN:  # nohup, and a shell's background jobs, mean it so
             _signal.signal(number, ending)
-    fill_closed()
+    closed = fill_closed()
     sock = handshake.connect(options.uds, options.port, options.timeout, options.wait)
     if options.fdpass:
         return _hand_over(sock)
@@ -197,10 +199,10 @@ def _connect(options: Options) -> int:
         _say(_stats(result))
     if ending.signal:
         return 128 + ending.signal
-    if result.error is not None:
-        _say(str(result.error))
-        return result.error.exit_code
-    return 0
+    if result.error is None or (1 in closed and result.error.errno == errno.EBADF):
+        return 0  # nobody reads a closed stdout: see fill_closed()
+    _say(str(result.error))
+    return result.error.exit_code
 
 
 def _hand_over(sock: _socket.socket) -> int:
@@ -231,13 +233,19 @@ def _become(command: "list[str]", sock: _socket.socket) -> "NoReturn":
         raise errors.CommandError(command[0], error) from None
 
 
-def fill_closed() -> None:
-    """Put /dev/null where stdin, stdout or stderr is closed: else the connection would take that number."""
+def fill_closed() -> "list[int]":
+    """Put /dev/null where stdin, stdout or stderr is closed: else the connection would take that number. Tells where.
+
+    What a closed stdout would be given fails as it does there (EBADF), and is not thrown away without an end.
+    """
+    closed = []
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            os.open("/dev/null", os.O_RDWR)  # open(2): the lowest number that is free, so this one
+            os.open("/dev/null", os.O_RDONLY if number < 2 else os.O_WRONLY)  # the lowest number is free: this one
+            closed.append(number)
+    return closed
 
 
 def _explain() -> None:
@@ -251,6 +259,15 @@ def _stats(result: RelayResult) -> str:
         for way, count, engine in (("up", result.sent, result.up), ("down", result.received, result.down))
     )
     return f"{'; '.join(ways)}; {result.seconds:.3f} s, CPU {times.user + times.system:.3f} s"
+
+
+def _print(text: str) -> None:
+    """Write to stdout, which may be closed, and whose reader may have gone. Raises `StreamError`."""
+    try:
+        os.write(1, text.encode())
+    except OSError as error:
+        if error.errno not in (errno.EBADF, errno.EPIPE):
+            raise errors.StreamError(f"cannot write the output: {error.strerror}", error.errno or 0) from None
 
 
 def _say(text: str) -> None:
