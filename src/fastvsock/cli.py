@@ -1,6 +1,8 @@
 """The umbrella command `fastvsock`. A subcommand's module is imported only when it runs."""
 
+import io
 import os
+import signal
 import sys
 from importlib import import_module
 
@@ -17,43 +19,101 @@ COMMANDS = {
 }
 
 
+HELP = """\
+usage: fastvsock COMMAND ...  (fastvsock COMMAND --help tells more)
+
+commands:
+{commands}
+
+options:
+  -h, --help  print this help; fastvsock help [COMMAND] does too, or a command's
+  --version   print the version
+
+environment:
+  FASTVSOCK_ENGINE  auto, splice or copy: what moves the bytes (default auto)
+  FASTVSOCK_DEBUG   1: a traceback for an error that the program does not know
+"""
+
+
+class Stdout(io.FileIO):
+    """Standard output, which tells an error of its own from any other `OSError`."""
+
+    def write(self, data: "bytes | bytearray | memoryview") -> int:  # type: ignore[override]
+        """Raises `StreamError`, and BrokenPipeError where nobody reads any more."""
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise errors.StreamError(f"cannot write the output: {error.strerror}", error.errno or 0) from None
+
+
 def main() -> None:
     """The console script. Does not return."""
     try:
-        status = run(sys.argv[1:])
-        if sys.stdout is not None:
-            sys.stdout.flush()
-    except BrokenPipeError:
-        status = 0
-    os._exit(status)
+        mend_streams(sys.argv[1:2])
+        os._exit(run(sys.argv[1:]))
+    except SystemExit as end:  # of argparse, which has said why
+        os._exit(end.code if isinstance(end.code, int) else 0)
+    except KeyboardInterrupt:  # after all that is to be cleared away
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def mend_streams(command: list[str]) -> None:
+    """Let what is printed go nowhere where that is closed, and tell of a stdout that fails."""
+    if command != ["connect"] and None in (sys.stdin, sys.stdout, sys.stderr):  # connect looks for itself
+        from .entry import _fill_closed
+
+        _fill_closed()
+    if sys.stderr is None:
+        sys.stderr = io.StringIO()
+    if sys.stdout is None:
+        sys.stdout = io.StringIO()
+    else:
+        how = {name: getattr(sys.stdout, name) for name in ("encoding", "errors", "line_buffering")}
+        sys.stdout = io.TextIOWrapper(io.BufferedWriter(Stdout(1, "w", closefd=False)), **how)
 
 
 def run(arguments: list[str]) -> int:
-    """Run the subcommand that `arguments` begins with and return the exit status."""
+    """Run the subcommand that `arguments` begins with, print what is wrong, and return the exit status."""
+    try:
+        try:
+            return _run(arguments)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        return 0  # into `head` for instance
+    except Exception as error:
+        sentence, status = errors.outcome(error)
+        _say(sentence)
+        return status
+
+
+def _run(arguments: list[str]) -> int:
     name = arguments[0] if arguments else ""
-    if name in ("-h", "--help"):
+    if name == "help" and arguments[1:]:
+        name, arguments = arguments[1], [arguments[1], "--help"]
+    elif name in ("-h", "--help", "help"):
         print(_help(), end="")
         return 0
-    if name == "--version":
+    elif name == "--version":
         print(f"fastvsock {__version__}")
         return 0
     if name not in COMMANDS:
         what = f"unknown command {name!r}" if name else "a command is needed"
-        print(f"fastvsock: {what}\n{_help()}", end="", file=sys.stderr)
+        _say(f"{what}\n{_help()}", end="")
         return errors.USAGE
-    module = import_module(f".commands.{name}", __package__)
-    try:
-        return int(module.main(arguments[1:]))
-    except errors.FastvsockError as error:
-        if os.environ.get("FASTVSOCK_DEBUG") == "1":
-            raise
-        print(f"fastvsock: {error}", file=sys.stderr)
-        return error.exit_code
+    return int(import_module(f".commands.{name}", __package__).main(arguments[1:]))
 
 
 def _help() -> str:
     width = max(map(len, COMMANDS))
-    lines = [f"  {name:{width}}  {summary}" for name, summary in COMMANDS.items()]
-    return "\n".join(
-        ["usage: fastvsock COMMAND ...  (fastvsock COMMAND --help tells more)", "", "commands:", *lines, ""]
-    )
+    return HELP.format(commands="\n".join(f"  {name:{width}}  {summary}" for name, summary in COMMANDS.items()))
+
+
+def _say(text: str, end: str = "\n") -> None:
+    try:
+        print(f"fastvsock: {text}", end=end, file=sys.stderr)
+    except OSError:
+        pass  # nobody listens, and there is no other place
