@@ -63,9 +63,9 @@ def main() -> None:
 def mend_streams(command: list[str]) -> None:
     """Let what is printed go nowhere where that is closed, and tell of a stdout that fails."""
     if command != ["connect"] and None in (sys.stdin, sys.stdout, sys.stderr):  # connect looks for itself
-        from .entry import _fill_closed
+        from .entry import fill_closed
 
-        _fill_closed()
+        fill_closed()
     if sys.stderr is None:
         sys.stderr = io.StringIO()
     if sys.stdout is None:

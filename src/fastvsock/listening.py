@@ -352,4 +352,6 @@ def tell(fd: int, text: str) -> None:
     except BrokenPipeError:
         pass  # nobody waits any more
     except OSError as error:
+        if fd == 1 and error.errno == errno.EBADF:
+            return  # it was closed: see entry.fill_closed()
         raise errors.UsageError(f"cannot announce the address on descriptor {fd}: {error.strerror}") from None
