@@ -193,6 +193,12 @@ def test_a_bundle_that_is_not_there_is_a_finding_among_the_others(tmp_path: Path
     assert found["python"]["state"] == "ok"
 
 
+def test_a_launcher_is_well_without_an_exec_script(installed: Path) -> None:
+    (installed / "scripts/runcvm-ctr-exec").unlink()
+    found = findings("--root", installed, code=1)
+    assert (found["exec"]["state"], found["launcher"]["state"]) == ("failed", "ok")
+
+
 def test_the_form_with_proxy_needs_its_own_launcher(tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path / "bundle", python=True)
     assert runcvm("install", bundle, "--proxy").returncode == 0
@@ -247,7 +253,10 @@ def test_a_bundle_for_another_machine_is_no_failure_and_the_advice_is_to_look_th
         assert f"a machine of {OTHER_MACHINE}" in found[name]["advice"]
     assert found["exec"]["state"] == found["aliases"]["state"] == "ok"
     (bundle / "bin/tar").unlink()
-    assert findings("--root", bundle, code=1)["tar"]["state"] == "failed"
+    put(bundle / LAUNCHER, "#!/bin/sh\n", 0o755)
+    found = findings("--root", bundle, code=1)
+    assert found["tar"]["state"] == "failed"
+    assert found["launcher"]["text"] == f"{LAUNCHER} is not fastvsock's: it has another head"
 
 
 def test_an_engine_that_does_not_load_is_a_warning_that_says_why(installed: Path) -> None:

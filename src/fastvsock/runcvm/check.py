@@ -172,18 +172,18 @@ def _script(bundle: Bundle, path: str) -> str:
 
 def _launcher(bundle: Bundle) -> Finding:
     """The transport's launcher, and the other one where the exec script starts that."""
-    proxied = uses_umbrella(_script(bundle, EXEC))
+    script = bundle.root.read(EXEC)
+    proxied = script is not None and uses_umbrella(script.data.decode(errors="replace"))
     said = []
     for path in (CONNECT, UMBRELLA) if proxied else (CONNECT,):
         file = bundle.root.read(path)
         if file is None:
             why = f", and {EXEC} starts it" if path == UMBRELLA else ""
             return Finding("launcher", FAILED, f"{path} is not there{why}", INSTALL)
-        wrong, version = "", ""
-        if not bundle.foreign:
+        if bundle.foreign:
+            wrong, version = "" if is_launcher(file.data) else ": it has another head", ""
+        else:
             wrong, version = _version(bundle, path)
-        elif not is_launcher(file.data):
-            wrong = "it has another head"
         if wrong:
             return Finding("launcher", FAILED, f"{path} is not fastvsock's{wrong}", INSTALL)
         said.append(f"{path} ({version})")
