@@ -15,7 +15,7 @@ from fastvsock import cli
 from support import HANG, started
 
 DIGEST = f"registry.example/fastvsock@sha256:{'0' * 64}"
-MANIFEST = ["runcvm", "manifest", "--image", DIGEST]
+MANIFEST = ["runcvm", "manifest", "--image", DIGEST, "--node-label", "runcvm=true"]
 BENCH = ["bench", "--seconds", "0.1", "--rounds", "1"]
 PRINTING = [["--help"], ["--version"], ["help"], ["doctor"], MANIFEST, BENCH]
 HELPS = [[name, "--help"] for name in cli.COMMANDS]

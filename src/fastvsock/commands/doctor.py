@@ -64,4 +64,4 @@ def put(text: str) -> None:
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise errors.FastvsockError(f"stdout: {error.strerror}") from None
+        raise errors.FastvsockError(f"stdout: {os.strerror(error.errno or 0)}") from None
