@@ -79,9 +79,12 @@ def run(arguments: list[str]) -> int:
     """Run the subcommand that `arguments` begins with, print what is wrong, and return the exit status."""
     try:
         try:
-            return _run(arguments)
-        finally:
+            status = _run(arguments)
+        except SystemExit:  # of argparse's help
             sys.stdout.flush()
+            raise
+        sys.stdout.flush()
+        return status
     except BrokenPipeError:
         return 0  # into `head` for instance
     except Exception as error:

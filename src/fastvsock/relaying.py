@@ -73,8 +73,8 @@ class Relay:
     `sock` is a connected stream socket, which the relay sets non-blocking; `rfd` is read until its end, `wfd` written.
     None of them is closed. `linger` is the time in seconds after which silence at the end of input becomes a
     half-close: 0 at once, infinity never; None is `LINGER`, or never if `rfd` had nothing at all to give. `notice` is
-    called once if, after the end of input, nothing moves for `NOTICE_AFTER` seconds. `start` starts a thread. Raises
-    `EngineError`, and `RelayError` where descriptors are short.
+    called once if, after the end of input, nothing moves for `NOTICE_AFTER` seconds. `start` starts a thread in
+    place of `_thread.start_new_thread`. Raises `EngineError`, and `RelayError` where descriptors are short.
     """
 
     def __init__(
@@ -86,9 +86,10 @@ class Relay:
         linger: float | None = None,
         engine: str | None = None,
         notice: "Callable[[], object] | None" = None,
-        start: "Callable[[Callable[[], object], tuple[()]], object]" = _thread.start_new_thread,
+        start: "Callable[[Callable[[], object], tuple[()]], object] | None" = None,
     ) -> None:
-        self._sock, self._linger, self._notice, self._start = sock, linger, notice, start
+        self._sock, self._linger, self._notice = sock, linger, notice
+        self._start = start or _thread.start_new_thread
         self._near, self._engine = (rfd, wfd), engine
         self._stopped = False
         self._woken = self._wakeup = self._down_woken = -1
@@ -267,7 +268,7 @@ class PeerRelay(Relay):
         *,
         linger: float | None = None,
         engine: str | None = None,
-        start: "Callable[[Callable[[], object], tuple[()]], object]" = _thread.start_new_thread,
+        start: "Callable[[Callable[[], object], tuple[()]], object] | None" = None,
         has_left: "Callable[[], bool] | None" = None,
     ) -> None:
         super().__init__(sock, rfd, wfd, linger=linger, engine=engine, start=start)
