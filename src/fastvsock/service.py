@@ -121,12 +121,13 @@ class Connection:
         That one is started now, and parked until `lend` has something for it: of many connections that all have their
         first thread, none might get a second.
         """
-        self._parked.acquire()
-        _thread.start_new_thread(self._run_down, ())
+        self._parked = parked = _thread.allocate_lock()  # a new one, should this be the second attempt
+        parked.acquire()
+        _thread.start_new_thread(self._run_down, (parked,))
         try:
             threading.Thread(target=self._run, args=(serve,), daemon=True).start()
         except BaseException:
-            self._parked.release()
+            parked.release()
             raise
 
     def lend(self, function: Callable[[], object], arguments: tuple[()]) -> None:
@@ -141,8 +142,8 @@ class Connection:
             if not self._has_lent:
                 self._parked.release()
 
-    def _run_down(self) -> None:
-        self._parked.acquire()
+    def _run_down(self, parked: "_thread.LockType") -> None:
+        parked.acquire()
         down, self._down = self._down, None  # the relay's pipes are closed with its last reference
         if down:
             down()
