@@ -10,7 +10,7 @@ from ..lifetime import Plan
 from ..listening import Address
 from ..proxy import Terms, ToCommand, ToSocket, ToStdio
 from ..service import raise_descriptor_limit
-from .proxy import add_options, begin, live, split
+from .proxy import add_options, begin, live, path, split
 
 SUMMARY = "take the connections that a guest makes to a port of the host (CID 2)"
 EPILOG = """\
@@ -32,11 +32,11 @@ def main(arguments: list[str]) -> int:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("uds", metavar="UDS", help="the VMM's vsock Unix socket")
+    parser.add_argument("uds", type=path, metavar="UDS", help="the VMM's vsock Unix socket")
     parser.add_argument("port", metavar="PORT", help="the port that the guest connects to, 0 to 4294967295")
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--tcp", metavar="HOST:PORT", help="join each connection to a TCP port")
-    where.add_argument("--unix", metavar="PATH", help="join each connection to a Unix socket")
+    where.add_argument("--unix", type=path, metavar="PATH", help="join each connection to a Unix socket")
     parser.add_argument(
         "--mode",
         type=octal,
@@ -94,7 +94,8 @@ def target(options: argparse.Namespace) -> tuple[str, int] | str:
 
 def octal(text: str) -> int:
     """A mode of permissions."""
-    mode = int(text, 8)
-    if not 0 <= mode <= 0o777:
-        raise ValueError
-    return mode
+    if not (
+        len(text) < 5 and text.isascii() and text.isdigit() and not set(text) & {"8", "9"} and int(text, 8) < 0o1000
+    ):
+        raise argparse.ArgumentTypeError(f"{text!r} is no mode: give three octal digits, as 660")
+    return int(text, 8)

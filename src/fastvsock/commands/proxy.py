@@ -16,12 +16,13 @@ from ..listening import Address, Listener
 from ..metrics import serve_metrics
 from ..peer import Family
 from ..proxy import Terms, ToGuest
-from ..service import MAX_CONNECTIONS, Connection, Service, affordable, raise_descriptor_limit
+from ..service import MAX_CONNECTIONS, Connection, Service, affordable, raise_descriptor_limit, say
 
 SUMMARY = "listen on a port or a Unix socket, and join each connection to a port inside a microVM"
 DEFAULT = "127.0.0.1:0"
 ADDRESS_LIKE = re.compile(r"[\w.:@/=,%+\[\]{}-]*")  # words in which placeholders are filled in
 WAIT = "for each connection: retry so long while the guest is still booting (default 0)"
+LONGEST = 1_000_000  # seconds, as for connect: more than a week, and what poll(2) and socket timeouts can take
 LINGER = (
     "after the end of a connection's input, when nothing has moved either way for so long, half-close it, which makes "
     "a VMM close it whole; 0: at once, inf: never (default 0.5, and inf if there was no input at all)"
@@ -47,7 +48,7 @@ def main(arguments: list[str]) -> int:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("uds", metavar="UDS", help="the VMM's vsock Unix socket")
+    parser.add_argument("uds", type=path, metavar="UDS", help="the VMM's vsock Unix socket")
     parser.add_argument("port", metavar="PORT", help="the guest's AF_VSOCK port, 0 to 4294967295")
     parser.add_argument(
         "--listen",
@@ -57,7 +58,11 @@ def main(arguments: list[str]) -> int:
         "sockets passed by systemd (LISTEN_FDS) take its place",
     )
     parser.add_argument(
-        "--port-file", metavar="F", help="write the port there, or the path, once connections are taken"
+        "--port-file",
+        type=path,
+        metavar="F",
+        help="write the port there, or the path, once connections are taken; a file is replaced, and removed at the "
+        "end, anything else (a FIFO, /dev/stdout) is written to",
     )
     parser.add_argument("--wait", type=seconds, default=0.0, metavar="SECONDS", help=WAIT)
     add_options(parser)
@@ -104,7 +109,7 @@ def split(arguments: list[str]) -> tuple[list[str], list[str]]:
     if "--" not in arguments:
         return arguments, []
     at = arguments.index("--")
-    if at + 1 == len(arguments):
+    if at + 1 == len(arguments) or not arguments[at + 1]:
         raise errors.UsageError("a command is needed behind --")
     return arguments[:at], arguments[at + 1 :]
 
@@ -123,6 +128,11 @@ def starter(command: list[str], address: Address, limit: tuple[int, int]) -> Cal
                 raise errors.UsageError(f"{{{name}}} in the command has no value: the proxy listens on {address}")
             word = word.replace(f"{{{name}}}", values.get(name, ""))
         words.append(word)
+    if words == command and any(f"{{{name}}}" in word for word in command for name in values):
+        say(
+            "no placeholder of the command was filled in: that is done only in words without blanks and quotes; "
+            "a shell finds the address in its environment"
+        )
     environment = os.environ | {f"FASTVSOCK_{name.upper()}": value for name, value in values.items()}
     return partial(spawn, words, limit=limit, environment=environment)
 
@@ -147,7 +157,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     option = parser.add_argument
     option("--allow-remote", action="store_true", help="allow addresses that other machines can reach")
     option("--once", action="store_true", help="serve one connection, then end with its result")
-    option("--ready-fd", metavar="N", type=int, help="write the address to descriptor N once connections are taken")
+    option(
+        "--ready-fd", metavar="N", type=descriptor, help="write the address to descriptor N once connections are taken"
+    )
     option(
         "--max-connections",
         metavar="N",
@@ -158,28 +170,65 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     option(
         "--grace",
         metavar="SECONDS",
-        type=seconds,
+        type=seconds_or_inf,
         default=10.0,
         help="time that open connections get after SIGTERM, SIGINT or SIGHUP, or the end of COMMAND (default 10)",
     )
-    option("--timeout", metavar="SECONDS", type=seconds, default=10.0, help="time for connecting (default 10)")
-    option("--linger", metavar="SECONDS", type=seconds, help=LINGER)
+    option("--timeout", metavar="SECONDS", type=some_seconds, default=10.0, help="time for connecting (default 10)")
+    option("--linger", metavar="SECONDS", type=seconds_or_inf, help=LINGER)
     option("--engine", choices=ENGINES, help="default: FASTVSOCK_ENGINE, or auto")
-    option("--stats-interval", metavar="SECONDS", type=seconds, default=NEVER, help="one line on stderr so often")
+    option("--stats-interval", metavar="SECONDS", type=some_seconds, default=NEVER, help="one line on stderr so often")
     option("--metrics", metavar="ADDRESS", help="serve Prometheus metrics there, for instance 127.0.0.1:9464")
 
 
 def seconds(text: str) -> float:
-    """A number of seconds, more than 0 or 0 itself, or inf."""
-    value = float(text)
-    if not value >= 0:
-        raise ValueError
+    """A number of seconds from 0 to `LONGEST`."""
+    value = _number(text)
+    if not 0 <= value <= LONGEST:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds from 0 to {LONGEST}")
     return value
+
+
+def seconds_or_inf(text: str) -> float:
+    """The same, or inf."""
+    value = _number(text)
+    if not (0 <= value <= LONGEST or value == NEVER):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds from 0 to {LONGEST}, nor inf")
+    return value
+
+
+def some_seconds(text: str) -> float:
+    """The same, but more than 0."""
+    value = _number(text)
+    if not 0 < value <= LONGEST:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds more than 0 and up to {LONGEST}")
+    return value
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return float("nan")
 
 
 def positive(text: str) -> int:
     """A number from 1 up."""
-    value = int(text)
-    if value < 1:
-        raise ValueError
-    return value
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 to 999999999")
+    return int(text)
+
+
+def descriptor(text: str) -> int:
+    """The number of a descriptor."""
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of a descriptor") from None
+
+
+def path(text: str) -> str:
+    """A path, which is not empty."""
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty")
+    return text

@@ -1,0 +1,66 @@
+"""What the services say of options that make no sense: a sentence with the range, and nothing has happened."""
+
+import subprocess
+
+import pytest
+from serving import service_command
+
+from support import HANG
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--stats-interval", "2592000"], "'2592000' is no number of seconds more than 0 and up to 1000000"),
+        (["--stats-interval", "0"], "'0' is no number of seconds more than 0"),
+        (["--timeout", "inf"], "'inf' is no number of seconds more than 0"),
+        (["--timeout", "1e30"], "'1e30' is no number of seconds more than 0"),
+        (["--timeout", "0"], "'0' is no number of seconds more than 0"),
+        (["--wait", "inf"], "'inf' is no number of seconds from 0 to 1000000"),
+        (["--grace", "nan"], "'nan' is no number of seconds from 0 to 1000000, nor inf"),
+        (["--linger", "x"], "'x' is no number of seconds from 0 to 1000000, nor inf"),
+        (["--grace", "-1"], "'-1' is no number of seconds"),
+        (["--max-connections", "0"], "'0' is no number from 1 to 999999999"),
+        (["--ready-fd", "x"], "'x' is no number of a descriptor"),
+        (["--port-file", ""], "the path is empty"),
+    ],
+)
+def test_an_option_out_of_range_is_told_with_the_range(arguments: list[str], words: str) -> None:
+    done = subprocess.run(
+        service_command("proxy", *arguments, "/v.sock", "7", "--", "echo", "started"),
+        capture_output=True,
+        timeout=HANG,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert words in done.stderr.decode()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("proxy", "", "7"),
+        ("proxy", "/v.sock", "7", "--", ""),
+        ("listen", "", "7"),
+        ("listen", "--unix", "", "/v.sock", "7"),
+        ("listen", "--mode", "999", "/v.sock", "7"),
+        ("listen", "/v.sock", "7", "--", ""),
+    ],
+)
+def test_what_is_empty_or_no_mode_is_wrong_usage(arguments: tuple[str, ...]) -> None:
+    done = subprocess.run(
+        service_command(*arguments), stdin=subprocess.DEVNULL, capture_output=True, timeout=HANG, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert b"Traceback" not in done.stderr
+
+
+def test_a_placeholder_that_nothing_filled_in_is_told() -> None:
+    for words, said in ((["ssh -p {port}"], 1), (["{port}", "{port} {x}"], 0), (["{x} y"], 0)):
+        done = subprocess.run(
+            service_command("proxy", "/v.sock", "7", "--", "echo", *words),
+            capture_output=True,
+            timeout=HANG,
+            check=True,
+        )
+        assert done.stderr.count(b"no placeholder of the command was filled in") == said
