@@ -15,13 +15,11 @@ listen(2) is what makes the kernel accept, so everything that `announce` does co
 
 import errno
 import fcntl
-import ipaddress
 import os
 import socket
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from time import monotonic, sleep
 
 from . import errors
@@ -33,13 +31,13 @@ OWNER_ONLY = 0o600
 LOCK_PATIENCE, LOCK_PAUSE = 1.0, 0.02  # seconds
 
 
-@dataclass(frozen=True)
 class Address:
     """A TCP address, or, where `path` is not empty, a Unix socket's."""
 
-    host: str = ""
-    port: int = 0
-    path: str = ""
+    __slots__ = ("host", "path", "port")
+
+    def __init__(self, host: str = "", port: int = 0, path: str = "") -> None:
+        self.host, self.port, self.path = host, port, path
 
     def __str__(self) -> str:
         if self.path:
@@ -53,21 +51,28 @@ def parse(text: str, *, remote: bool = False) -> Address:
         return Address(path=text.removeprefix("unix:"))
     host, colon, digits = text.rpartition(":")
     host = host[1:-1] if host.startswith("[") and host.endswith("]") else host.replace(":", " ")
-    try:
-        ip = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
-    except ValueError:
-        colon = ""
-    if not (colon and digits.isascii() and digits.isdigit() and len(digits) < 6 and int(digits) < 1 << 16):
+    host = _normal("127.0.0.1" if host == "localhost" else host)
+    if not (host and colon and digits.isascii() and digits.isdigit() and len(digits) < 6 and int(digits) < 1 << 16):
         raise errors.UsageError(
             f"{text!r} is no address to listen on: give 127.0.0.1:PORT, [::1]:PORT (PORT 0: the kernel chooses) "
             "or unix:PATH"
         )
-    _check_reach(ip, text, remote)
-    return Address(str(ip), int(digits))
+    _check_reach(host, text, remote)
+    return Address(host, int(digits))
 
 
-def _check_reach(ip: ipaddress.IPv4Address | ipaddress.IPv6Address, text: str, remote: bool) -> None:
-    if not (ip.is_loopback or remote):
+def _normal(host: str) -> str:
+    """A numeric address in its usual spelling; nothing for what is none."""
+    number, percent, zone = host.partition("%")
+    family = socket.AF_INET6 if ":" in number else socket.AF_INET
+    try:
+        return socket.inet_ntop(family, socket.inet_pton(family, number)) + percent + zone
+    except (OSError, ValueError):
+        return ""
+
+
+def _check_reach(host: str, text: str, remote: bool) -> None:
+    if not (host.startswith("127.") or host == "::1" or remote):
         raise errors.UsageError(
             f"{text} can be reached from other machines, which would reach the guest without a password of ours: "
             "--allow-remote if it is meant so"
@@ -255,7 +260,7 @@ def _adopt(fd: int, remote: bool) -> Listener:
     sock.setblocking(False)  # systemd does no more than poll it: sd_listen_fds(3), NonBlocking= in systemd.service(5)
     listener = Listener(sock)
     if sock.family != socket.AF_UNIX:
-        _check_reach(ipaddress.ip_address(listener.address.host.partition("%")[0]), str(listener.address), remote)
+        _check_reach(listener.address.host, str(listener.address), remote)
     return listener
 
 

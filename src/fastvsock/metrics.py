@@ -4,12 +4,12 @@ The counts are read when somebody asks for them, so a service that nobody asks p
 """
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from . import errors
 from .listening import Address
 from .service import Service, say
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
 

@@ -13,7 +13,6 @@ from ..engines import ENGINES, choose
 from ..handshake import parse_port
 from ..lifetime import NEVER, Lifetime, Plan
 from ..listening import Address, Listener
-from ..metrics import serve_metrics
 from ..peer import Family
 from ..proxy import Terms, ToGuest
 from ..service import MAX_CONNECTIONS, Connection, Service, affordable, raise_descriptor_limit, say
@@ -148,6 +147,8 @@ def live(
     """Run the service that the options and the plan describe, to its end, and return the exit status."""
     service = Service(listeners, serve, 1 if plan.once else affordable(options.max_connections), family)
     if options.metrics is not None:
+        from ..metrics import serve_metrics  # its start is not for those who do not ask
+
         serve_metrics(listening.parse(options.metrics, remote=options.allow_remote), service)
     return life.run(service, plan)
 
