@@ -914,6 +914,8 @@ def test_a_socket_in_use_is_a_sentence_and_exit_status_1(emulator: Emulator) -> 
         ("--tcp=5=22", 2),
         ("--tcp=5=h:x", 2),
         ("--tcp=5=h:65536", 2),
+        ("--tcp=5=127.0.0.1:0", 2),
+        ("--tcp=5=127.0.0.1:\u0663", 2),
         ("--echo=x", 1),
         ("--what", 2),
     ],
@@ -922,6 +924,47 @@ def test_a_service_that_makes_no_sense_is_told(tmp_path: Path, option: str, stat
     uds = tmp_path / "v.sock"
     assert failure(str(uds), option)[0] == status
     assert not uds.exists()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--echo=5", "--discard=5"],
+        ["--exec=5=cat", "--tcp=5=127.0.0.1:22"],
+        ["--exec=5=cat", "--exec=5=tac"],
+        ["--echo=5", "--echo=05"],
+    ],
+    ids=" ".join,
+)
+def test_a_port_with_two_services_is_wrong_usage(tmp_path: Path, options: list[str]) -> None:
+    uds = tmp_path / "v.sock"
+    assert failure(str(uds), *options) == (2, "fastvsock: port 5 is given two services: give it one\n")
+    assert not uds.exists()
+
+
+def test_the_commands_help_tells_its_exit_status() -> None:
+    told = subprocess.run(command("--help"), capture_output=True, text=True, timeout=HANG, check=True).stdout
+    assert "exit status: " in told
+    assert "128+n" in told
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"), [(b"two\nlines", r"two\nlines"), (b"\xff.sock", r"\xff.sock"), (b"\x1b[31m", r"\x1b[31m")]
+)
+def test_a_path_with_odd_bytes_is_told_on_one_line(tmp_path: Path, name: bytes, shown: str) -> None:
+    uds = os.fsencode(tmp_path) + b"/" + name
+    with started(command(os.fsdecode(uds))) as child:
+        told = f"listening on {tmp_path}/{shown} (ports 7 echo, 9 discard, 19 chargen)\n"
+        assert ready_line(child) == f"fastvsock emulate: {told}"
+        status, words = failure(os.fsdecode(uds))
+    assert status == 1
+    assert words.startswith(f"fastvsock: {tmp_path}/{shown}: somebody listens on this socket")
+
+
+def test_an_empty_path_is_told(tmp_path: Path) -> None:
+    with pytest.raises(EmulatorError, match="the path of the UDS is empty"):
+        Emulator("").start()
+    assert failure("")[0] == 1
 
 
 def test_of_several_emulators_that_find_a_stale_socket_one_wins(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from typing import NoReturn
 from . import handshake
 from .engines import choose
 from .errors import BenchmarkError as BenchmarkError
+from .errors import shown
 from .relaying import Relay
 
 DISCARD, CHARGEN = 9, 19  # RFC 863, RFC 864
@@ -106,7 +107,7 @@ def take(uds: str, port: int, way: str, engine: str, seconds: float) -> Sample:
 
 
 def _sample(told: dict[str, object], uds: str, port: int, way: str) -> Sample:
-    where = f"{uds}: guest port {port}"
+    where = f"{shown(uds)}: guest port {port}"
     service = "reads whatever comes (discard, port 9)" if way == "up" else "never stops writing (chargen, port 19)"
     if told.pop("ended", "error") != "stopped":
         why = told.get("fault") or "it closed the connection"

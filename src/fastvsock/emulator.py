@@ -39,6 +39,7 @@ from types import TracebackType
 from typing import NamedTuple
 
 from .errors import EmulatorError as EmulatorError
+from .errors import shown
 from .handshake import MAX_PORT, SUN_PATH_MAX
 
 MAX_CONNECTIONS = 1023  # unix/mod.rs
@@ -761,8 +762,10 @@ class _Place:
     """The path of a Unix socket, with its folder held open: long paths and a change of directory do no harm."""
 
     def __init__(self, path: str) -> None:
+        if not path:
+            raise EmulatorError("the path of the UDS is empty: give the path of a socket to create", errno.ENOENT)
         folder, self._name = os.path.split(path)
-        self._path = path
+        self._path = shown(path)
         self._identity: tuple[int, int] | None = None
         with self._told():
             self._folder = os.open(folder or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -98,7 +98,7 @@ def _ports(options: argparse.Namespace) -> dict[str, int]:
 
 def report(found: list[dict[str, dict[str, Sample]]], uds: str | None) -> str:
     """What was found, as a table of a line each way and engine, with the paired ratios below each way."""
-    where = f"through {uds}" if uds else "no VM, all on this machine"
+    where = f"through {errors.shown(uds)}" if uds else "no VM, all on this machine"
     lines = [
         f"fastvsock bench: {where}; Linux {platform.release()}, {os.cpu_count()} CPUs, "
         f"Python {platform.python_version()}, {len(found)} round{'s' * (len(found) != 1)}",

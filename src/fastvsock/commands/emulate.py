@@ -9,10 +9,14 @@ from functools import partial
 from types import FrameType
 
 from ..emulator import DEFAULT_SERVICES, Emulator, Exec, Service, Tcp, chargen, discard, echo
-from ..errors import UsageError
+from ..errors import UsageError, shown
 from ..handshake import parse_port
 
 SUMMARY = "stand in for a VMM and its guest, for demos and tests without a VM"
+EPILOG = """\
+exit status: 128+n ended by signal n (SIGTERM, SIGINT, SIGHUP), once the children have ended and UDS is removed; 1 a
+failure, told on stderr in one line: UDS cannot be used, or a port is none; 2 wrong usage.
+"""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -22,6 +26,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "that is not there. It treats closing, half-closing and stalled readers as Firecracker does, lost bytes "
         "included. Ports 7 (echo), 9 (discard) and 19 (chargen) are served unless an option gives them another service."
     )
+    parser.epilog = EPILOG
     parser.add_argument("uds", metavar="UDS", help="the Unix socket to create; a stale one is replaced")
     group = parser.add_argument_group("guest services (each may be given more than once)")
     option = partial(group.add_argument, action="append", default=[])
@@ -59,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         emulator.listen()
         names = ", ".join(f"{port} {_name(service)}" for port, service in sorted(services.items()))
-        print(f"fastvsock emulate: listening on {args.uds} (ports {names})", flush=True)
+        print(f"fastvsock emulate: listening on {shown(args.uds)} (ports {names})", flush=True)
         emulator.run()
     finally:
         emulator.close()
@@ -74,11 +79,14 @@ def main(arguments: list[str]) -> int:
 
 
 def _services(args: argparse.Namespace) -> dict[int, Service]:
+    plain = ((args.echo, echo), (args.discard, discard), (args.chargen, chargen))
+    asked: list[tuple[int, Service]] = [(parse_port(port), service) for ports, service in plain for port in ports]
+    asked += [*map(_exec, args.exec), *map(_tcp, args.tcp)]
     services: dict[int, Service] = {}
-    for ports, plain in ((args.echo, echo), (args.discard, discard), (args.chargen, chargen)):
-        services.update((parse_port(port), plain) for port in ports)
-    services.update(_exec(option) for option in args.exec)
-    services.update(_tcp(option) for option in args.tcp)
+    for port, service in asked:
+        if port in services:
+            raise UsageError(f"port {port} is given two services: give it one")
+        services[port] = service
     return services
 
 
@@ -96,8 +104,8 @@ def _exec(option: str) -> tuple[int, Service]:
 def _tcp(option: str) -> tuple[int, Service]:
     port, _, target = option.partition("=")
     host, _, tcp_port = target.rpartition(":")
-    if not host or not tcp_port.isdecimal() or int(tcp_port) > 65535:
-        raise UsageError(f"--tcp {option!r} makes no sense: give PORT=HOST:PORT, with TCP ports up to 65535")
+    if not (host and tcp_port.isascii() and tcp_port.isdecimal() and 0 < int(tcp_port) < 1 << 16):
+        raise UsageError(f"--tcp {option!r} makes no sense: give PORT=HOST:PORT, with a TCP port from 1 to 65535")
     return parse_port(port), Tcp(host.strip("[]"), int(tcp_port))
 
 
