@@ -316,6 +316,7 @@ def test_the_users_bench_tells_what_is_wrong_in_one_sentence(tmp_path: Path) -> 
     missing = users_bench("--uds", str(tmp_path / "none"))
     assert missing.returncode == 1
     assert "no such socket" in missing.stderr
+    assert "--wait" not in missing.stderr, "an option that it does not have"
     assert users_bench("--port", "9").returncode == 2
     assert users_bench("--seconds", "0").returncode == 2
 
