@@ -43,8 +43,8 @@ class RelayResult:
     """What a relay did. Counts are in bytes, times in seconds.
 
     `sent` and `received` count what was handed to the socket and to the near end's output, `up` and `down` name the
-    engine that moved them. `ended` tells why: ``guest`` (it closed), ``reader`` (nobody reads the output any more),
-    ``stopped`` (`Relay.stop`), ``error`` (`error` is what `relay()` raises).
+    engine that moved them. `ended` tells why: ``guest`` (it closed) or ``reader`` (nobody reads the output any more).
+    Inside this package it may also be ``stopped``, or ``error``: `relay()` raises that `error` instead of returning.
     """
 
     __slots__ = ("down", "ended", "error", "received", "seconds", "sent", "up")
