@@ -4,6 +4,7 @@ import io
 import os
 import signal
 import sys
+from collections.abc import Callable
 from importlib import import_module
 
 from . import __version__, errors
@@ -36,15 +37,21 @@ environment:
 
 
 class Stdout(io.FileIO):
-    """Standard output, which tells an error of its own from any other `OSError`."""
+    """Standard output, which tells an error of its own from any other `OSError`, and only once."""
+
+    _failed = False
 
     def write(self, data: "bytes | bytearray | memoryview") -> int:  # type: ignore[override]
         """Raises `StreamError`, and BrokenPipeError where nobody reads any more."""
+        if self._failed:
+            return len(data)
         try:
             return super().write(data)
         except BrokenPipeError:
+            self._failed = True
             raise
         except OSError as error:
+            self._failed = True
             raise errors.StreamError(f"cannot write the output: {error.strerror}", error.errno or 0) from None
 
 
@@ -53,7 +60,7 @@ def main() -> None:
     try:
         mend_streams(sys.argv[1:2])
         os._exit(run(sys.argv[1:]))
-    except SystemExit as end:  # of argparse, which has said why
+    except SystemExit as end:
         os._exit(end.code if isinstance(end.code, int) else 0)
     except KeyboardInterrupt:  # after all that is to be cleared away
         signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -78,19 +85,33 @@ def mend_streams(command: list[str]) -> None:
 def run(arguments: list[str]) -> int:
     """Run the subcommand that `arguments` begins with, print what is wrong, and return the exit status."""
     try:
-        try:
-            status = _run(arguments)
-        except SystemExit:  # of argparse's help
-            sys.stdout.flush()
-            raise
-        sys.stdout.flush()
-        return status
+        status = _told(lambda: _run(arguments))
+    except SystemExit as end:  # of argparse, which has said why
+        raise SystemExit(_told(_flush) or end.code) from None
+    if not status:
+        return _told(_flush)
+    try:
+        _flush()
+    except OSError:
+        pass  # what went wrong first has been told
+    return status
+
+
+def _told(act: Callable[[], int]) -> int:
+    """The status of `act`, or of what is wrong with it, once that is printed."""
+    try:
+        return act()
     except BrokenPipeError:
         return 0  # into `head` for instance
     except Exception as error:
         sentence, status = errors.outcome(error)
         _say(sentence)
         return status
+
+
+def _flush() -> int:
+    sys.stdout.flush()
+    return 0
 
 
 def _run(arguments: list[str]) -> int:
