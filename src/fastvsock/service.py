@@ -319,7 +319,7 @@ class Service:
         self.wake()
 
     def _fail(self, connection: Connection, error: errors.FastvsockError) -> None:
-        say(f"{connection.name}: {error}")
+        say(f"{connection.name}: {errors.outcome(error, hints=True)[0]}")
         with self._lock:
             self.last_error = error
             self.failed += 1
