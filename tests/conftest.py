@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -31,6 +32,9 @@ from support import (
 for number, default in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
     if signal.getsignal(number) == signal.SIG_IGN:
         signal.signal(number, default)
+
+if TYPE_CHECKING:
+    from serving import FarEnd
 
 AGENT = Path(__file__).parent / "guest" / "agent.c"
 
@@ -91,3 +95,13 @@ def listener(tmp_path: Path) -> Iterator[Listener]:
     listener = Listener(tmp_path / "v.sock")
     yield listener
     listener.close()
+
+
+@pytest.fixture
+def far_end(tmp_path: Path) -> Iterator["FarEnd"]:
+    """A guest that echoes on every port but 0."""
+    from serving import FarEnd  # asyncio takes seconds to import inside the harness of tests/vm
+
+    far_end = FarEnd(tmp_path / "far.sock")
+    yield far_end
+    far_end.close()

@@ -4,6 +4,7 @@ import asyncio
 import resource
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -163,6 +164,18 @@ def allow_descriptors(count: int) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < count:
         resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
+
+
+def run_proxy(*arguments: str, **options: object) -> subprocess.CompletedProcess[bytes]:
+    """Run the proxy to its end; for a command of its own, or for an error."""
+    return subprocess.run(  # type: ignore[call-overload,no-any-return]
+        service_command("proxy", *arguments),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=HANG,
+        check=False,
+        **options,
+    )
 
 
 def children_of(pid: int) -> list[int]:

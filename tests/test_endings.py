@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,7 @@ from serving import (
     connect,
     eventually,
     receive,
+    run_proxy,
     script_command,
     service_command,
     serving,
@@ -27,26 +27,6 @@ from support import HANG, Listener, descriptors, started
 
 CONNECTED = "import os, socket, sys, time; s = socket.create_connection(('127.0.0.1', int(sys.argv[1])))\n"
 PRECIOUS = CONNECTED + "s.sendall(b'precious')\n"
-
-
-@pytest.fixture
-def far_end(tmp_path: Path) -> Iterator[FarEnd]:
-    """A guest that echoes on every port but 0."""
-    far_end = FarEnd(tmp_path / "far.sock")
-    yield far_end
-    far_end.close()
-
-
-def run_proxy(*arguments: str, **options: object) -> subprocess.CompletedProcess[bytes]:
-    """Run the proxy to its end."""
-    return subprocess.run(  # type: ignore[call-overload,no-any-return]
-        service_command("proxy", *arguments),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        timeout=HANG,
-        check=False,
-        **options,
-    )
 
 
 # A grace without end

@@ -20,14 +20,6 @@ from support import HANG, started
 ADDRESS = listening.Address("127.0.0.1", 4711)
 
 
-@pytest.fixture
-def far_end(tmp_path: Path) -> Iterator[FarEnd]:
-    """A guest that echoes on every port but 0."""
-    far_end = FarEnd(tmp_path / "far.sock")
-    yield far_end
-    far_end.close()
-
-
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """The lock on a folder that anybody who may read it can hold."""

@@ -25,14 +25,6 @@ ASK_UNIX = (
 )
 
 
-@pytest.fixture
-def far_end(tmp_path: Path) -> Iterator[FarEnd]:
-    """A guest that echoes on every port but 0."""
-    far_end = FarEnd(tmp_path / "far.sock")
-    yield far_end
-    far_end.close()
-
-
 @contextmanager
 def connected(host: str = "127.0.0.1") -> Iterator[tuple[socket.socket, socket.socket]]:
     """A TCP connection: the client's socket and the accepted one."""

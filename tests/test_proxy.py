@@ -12,7 +12,6 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,6 +25,7 @@ from serving import (
     is_alive,
     pass_as,
     receive,
+    run_proxy,
     service_command,
     serving,
     status_of,
@@ -52,30 +52,10 @@ CONNECTED = "import os, socket, sys; s = socket.create_connection(('127.0.0.1', 
 ASK = CONNECTED + "s.sendall(b'ask'); print(s.recv(3).decode() or 'closed', flush=True)"
 
 
-@pytest.fixture
-def far_end(tmp_path: Path) -> Iterator[FarEnd]:
-    """A guest that echoes on every port but 0."""
-    far_end = FarEnd(tmp_path / "far.sock")
-    yield far_end
-    far_end.close()
-
-
 @pytest.fixture(params=["127.0.0.1:0", "[::1]:0", "unix"])
 def where(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """Each kind of address to listen on."""
     return f"unix:{tmp_path / 'listen'}" if request.param == "unix" else str(request.param)
-
-
-def run_proxy(*arguments: str, **options: object) -> subprocess.CompletedProcess[bytes]:
-    """Run the proxy to its end; for a command of its own, or for an error."""
-    return subprocess.run(  # type: ignore[call-overload,no-any-return]
-        service_command("proxy", *arguments),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        timeout=HANG,
-        check=False,
-        **options,
-    )
 
 
 # Where it listens

@@ -3,7 +3,6 @@
 import errno
 import resource
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,14 +22,6 @@ from serving import (
 
 from fastvsock import errors, handshake, proxy, relaying, service
 from support import HANG, descriptors, started
-
-
-@pytest.fixture
-def far_end(tmp_path: Path) -> Iterator[FarEnd]:
-    """A guest that echoes on every port but 0."""
-    far_end = FarEnd(tmp_path / "far.sock")
-    yield far_end
-    far_end.close()
 
 
 def limited(option: str) -> list[str]:
