@@ -10,6 +10,7 @@ import pytest
 from fastvsock import entry, errors
 from support import HANG, Listener, command, read_exactly, run, started
 
+OURS = (1 << 31) - 1  # 32 and 33 are the C library's own: its posix_spawn(3), make's for instance, ignores them
 SPEAKS = 'read -r line <&3; echo "guest: $line"; cat >&3; exit 7'
 
 
@@ -41,7 +42,7 @@ def test_descriptor_3_is_the_connection_whatever_it_was(listener: Listener, take
 def test_the_command_starts_with_no_signal_blocked_or_ignored(listener: Listener) -> None:
     words = command(listener.uds, "22", "--", "grep", "-E", "^Sig(Blk|Ign)", "/proc/self/status")
     with started(words) as child, listener.accept():
-        masks = [int(line.split()[1], 16) for line in child.stdout.read().splitlines()]
+        masks = [int(line.split()[1], 16) & OURS for line in child.stdout.read().splitlines()]
         assert masks == [0, 0]
 
 
@@ -49,7 +50,7 @@ def test_a_signal_that_was_ignored_stays_so(listener: Listener) -> None:
     before = ["sh", "-c", 'trap "" HUP; exec "$@"', "sh"]
     words = [*before, *command(listener.uds, "22", "--", "grep", "^SigIgn", "/proc/self/status")]
     with started(words) as child, listener.accept():
-        assert int(child.stdout.read().split()[1], 16) == 1 << (signal.SIGHUP - 1)
+        assert int(child.stdout.read().split()[1], 16) & OURS == 1 << (signal.SIGHUP - 1)
 
 
 def test_where_the_guest_cannot_be_reached_no_command_is_run(tmp_path: Path) -> None:
