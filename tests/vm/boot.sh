@@ -1,6 +1,7 @@
 #!/bin/sh
 # boot.sh UDS: runs a Firecracker of its own in the foreground, its console on stdout, until it is killed (by the pid
 # of this very process, which becomes Firecracker's). The guest says "guest ready" when it listens.
+# It stays on one processor: a vCPU that moves between two dies or stands still within minutes of traffic (README.md).
 # FASTVSOCK_TEST_NOFILE: its limit of open descriptors (8192; Firecracker takes one a connection).
 set -eu
 uds=$1
@@ -19,4 +20,4 @@ cat >"$uds.json" <<END
 }
 END
 ulimit -n "${FASTVSOCK_TEST_NOFILE:-8192}"
-exec "$images/firecracker" --no-api --config-file "$uds.json" </dev/null
+exec taskset -c 1 "$images/firecracker" --no-api --config-file "$uds.json" </dev/null
