@@ -23,7 +23,7 @@ from pathlib import Path
 
 import pytest
 from serving import closed_port, eventually, serving
-from shells import DROPBEAR, Guest, need, shell_guest, transport
+from shells import DROPBEAR, Guest, need, output, shell_guest, transport, until_status
 
 from support import ENGINES, HANG, Child, started, write_all
 
@@ -62,14 +62,11 @@ def guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guest]:
 class Session:
     """One exec or one copy: a client, what it is given on stdin, and what has to come out of it.
 
-    Where nothing is given, stdin stays open until all output has come, and the guest's shell waits for its end: a
-    shell that exits with much of its output still in dropbear's hands can hang the session (2022.83, one in some
-    hundred on a loaded machine, with nothing but socat between the two).
+    Where nothing is given, stdin stays open until all output has come.
     """
 
     def __init__(self, way: Way, script: str, stdin: bytes, status: int, expected: Callable[[bytes], bool]) -> None:
-        told = f"{script}; status=$?; echo status $status; cat; exit $status"
-        self._words, self._stdin, self._status, self._expected = [*way, told], stdin, status, expected
+        self._words, self._stdin, self._status, self._expected = [*way, until_status(script)], stdin, status, expected
 
     def run(self, entrance: threading.Semaphore, arrived: list[object]) -> str:
         """What went wrong; nothing where it came through, right to the byte."""
@@ -82,24 +79,13 @@ class Session:
             arrived.append(self)
             feeder = threading.Thread(target=self._feed, args=(client,))
             feeder.start()
-            out = self._output(client)
+            out = output(client, self._status)
             feeder.join()
             client.stdin.close()
             if out is None or not self._expected(out):
                 return f"wrong output: {client.communicate()[1]!r}"
             status = client.wait(PATIENCE)
             return "" if status == self._status else f"status {status} instead of {self._status}"
-
-    def _output(self, client: Child) -> bytes | None:
-        """What the guest said before its last line, which has the status; None where that line does not come."""
-        end, tail, parts = b"status %d\n" % self._status, b"", []
-        while not tail.endswith(end):
-            part = os.read(client.stdout.fileno(), 1 << 16)
-            if not part:
-                return None
-            parts.append(part)
-            tail = (tail + part)[-len(end) :]
-        return b"".join(parts)[: -len(end)]
 
     def _feed(self, client: Child) -> None:
         if not self._stdin:

@@ -16,11 +16,16 @@ import socket
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from shells import output, until_status
+
+from support import read_exactly, started, write_all
 
 pytestmark = [
     pytest.mark.skipif(not os.environ.get("FASTVSOCK_VM"), reason="runs inside the VM harness"),
@@ -32,6 +37,7 @@ KEY = os.environ.get("FASTVSOCK_TEST_KEY", "")
 CONNECT = os.environ.get("FASTVSOCK_TEST_CONNECT") or str(Path(sys.executable).parent / "runcvm-vsock-connect")
 TRANSPORT = f"{CONNECT} {UDS} 22"
 SESSION_SECONDS = 60
+COPY_SECONDS = 120
 LEAVE_SECONDS = 30
 MEGABYTE = 1_000_000
 # Of each the listener and the one that serves the session that looks.
@@ -48,12 +54,9 @@ def route(request: pytest.FixtureRequest) -> Iterator[Route]:
         return
     port = free_port()
     listen = f"TCP-LISTEN:{port},bind=127.0.0.1,reuseaddr,fork"
-    with subprocess.Popen(["socat", listen, f'EXEC:"{TRANSPORT}"']) as proxy:
-        try:
-            eventually(lambda: is_listening(port), True)
-            yield [*client, "-p", str(port), "root@127.0.0.1"]
-        finally:
-            proxy.kill()
+    with started(["socat", listen, f'EXEC:"{TRANSPORT}"'], stdin=None, stdout=None, stderr=None):
+        eventually(lambda: is_listening(port), True)
+        yield [*client, "-p", str(port), "root@127.0.0.1"]
 
 
 def free_port() -> int:
@@ -74,8 +77,8 @@ def eventually(look: Callable[[], object], expected: object, seconds: float = LE
         time.sleep(0.2)
 
 
-def in_guest(route: Route, command: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run([*route, command], input=stdin, capture_output=True, timeout=SESSION_SECONDS, check=False)
+def in_guest(route: Route, command: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run([*route, command], input=b"", capture_output=True, timeout=SESSION_SECONDS, check=False)
 
 
 def check_in_guest(route: Route, command: str) -> bytes:
@@ -92,42 +95,40 @@ def test_output_errors_and_exit_status_come_back(route: Route) -> None:
 
 def test_every_byte_of_stdin_arrives_and_returns(route: Route) -> None:
     payload = bytes(range(256)) * 800
-    done = in_guest(route, "cat", payload)
-    assert done.returncode == 0, done.stderr.decode()
-    assert done.stdout == payload
+    with started([*route, "cat"], stderr=None) as client:
+        feeder = threading.Thread(target=write_all, args=(client.stdin.fileno(), payload))
+        feeder.start()
+        assert read_exactly(client.stdout.fileno(), len(payload)) == payload
+        feeder.join()
+        client.stdin.close()  # not before: see until_status
+        assert client.stdout.read() == b""
+        assert client.wait(SESSION_SECONDS) == 0
 
 
 def test_a_typed_line_is_answered_before_stdin_ends(route: Route) -> None:
-    with subprocess.Popen(
-        [*route, 'read line; echo "got $line"; cat >/dev/null'], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as client:
-        assert client.stdin
-        assert client.stdout
+    with started([*route, 'read line; echo "got $line"; cat >/dev/null'], stderr=None) as client:
         client.stdin.write(b"hello\n")
-        client.stdin.flush()
         assert client.stdout.readline() == b"got hello\n"
         client.stdin.close()
         assert client.wait(SESSION_SECONDS) == 0
 
 
 def test_a_command_that_ends_ends_the_client_although_stdin_stays_open(route: Route) -> None:
-    with subprocess.Popen([*route, "exit 3"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as client:
+    with started([*route, "exit 3"], stderr=None) as client:
         assert client.wait(SESSION_SECONDS) == 3
 
 
 def test_four_sessions_at_once_do_not_mix(route: Route) -> None:
     payloads = [bytes([65 + number]) * 50_000 for number in range(4)]
-    clients = [
-        subprocess.Popen([*route, "cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        for _ in payloads
-    ]
-    for client, payload in zip(clients, payloads, strict=True):
-        assert client.stdin
-        client.stdin.write(payload)  # less than pipe and window hold: does not block
-        client.stdin.flush()
-    answers = [client.communicate(timeout=SESSION_SECONDS)[0] for client in clients]
-    assert answers == payloads
-    assert [client.returncode for client in clients] == [0, 0, 0, 0]
+    with ExitStack() as running:
+        clients = [running.enter_context(started([*route, "cat"], stderr=subprocess.DEVNULL)) for _ in payloads]
+        for client, payload in zip(clients, payloads, strict=True):
+            client.stdin.write(payload)  # less than pipe and window hold: does not block
+        assert [read_exactly(client.stdout.fileno(), len(payloads[0])) for client in clients] == payloads
+        for client in clients:
+            client.stdin.close()
+        assert [client.wait(SESSION_SECONDS) for client in clients] == [0, 0, 0, 0]
+        assert [client.stdout.read() for client in clients] == [b""] * 4
 
 
 @pytest.mark.parametrize(
@@ -146,8 +147,11 @@ def test_a_tree_goes_in_and_comes_back_as_it_was(route: Route, big: int, tmp_pat
     sums = check_in_guest(route, f"cd {folder} && find . -type f -exec sha256sum {{}} +")
     assert sorted(sums.split(b"\n")) == sorted(sha256sums(there).split(b"\n"))
 
-    # The pause lets all get on its way: dropbear can hang when a child exits before (test_side_by_side.py).
-    pipe([*route, f"tar cf - -C {folder} .; status=$?; sleep 2; exit $status"], ["tar", "xf", "-", "-C", str(back)])
+    with started([*route, until_status(f"tar cf - -C {folder} .")], stderr=None) as client:
+        archive = output(client, 0)
+        client.stdin.close()
+        assert client.wait(SESSION_SECONDS) == 0
+    subprocess.run(["tar", "xf", "-", "-C", str(back)], input=archive, check=True)
     assert described(back) == described(there)
     check_in_guest(route, f"rm -rf {folder}")
 
@@ -172,12 +176,11 @@ def make_tree(top: Path, big: int) -> None:
 def pipe(source: list[str], sink: list[str]) -> None:
     """Run `source | sink`; both must succeed."""
     with (
-        subprocess.Popen(source, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as first,
-        subprocess.Popen(sink, stdin=first.stdout) as second,
+        started(source, stdin=subprocess.DEVNULL, stderr=None) as first,
+        started(sink, stdin=first.stdout, stdout=None, stderr=None) as second,
     ):
-        assert first.stdout
         first.stdout.close()  # so that the source sees it when the sink ends early
-        assert (second.wait(), first.wait()) == (0, 0)
+        assert (second.wait(COPY_SECONDS), first.wait(COPY_SECONDS)) == (0, 0)
 
 
 def sha256sums(top: Path) -> bytes:
@@ -217,7 +220,9 @@ def test_a_client_killed_in_mid_copy_leaves_nothing_behind(route: Route, tmp_pat
         tar.add(tmp_path / "big", "big")
     with (
         archive.open("rb") as stdin,
-        subprocess.Popen([*route, f"mkdir {folder}; exec tar xmf - -C {folder}"], stdin=stdin) as client,
+        started(
+            [*route, f"mkdir {folder}; exec tar xmf - -C {folder}"], stdin=stdin, stdout=None, stderr=None
+        ) as client,
     ):
         check_in_guest(route, f"until [ -s {folder}/big ]; do sleep 0.2; done")
         assert client.poll() is None
