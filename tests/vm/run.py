@@ -25,6 +25,7 @@ CANNOT_RUN = 77
 L1_OUT = "/run/fastvsock/out"
 # Hypothesis' plugin alone would cost 15 s under emulation.
 PYTEST = ["-m", "pytest", "-p", "no:cacheprovider", "-p", "no:hypothesispytest"]
+WATCH = ["-p", "watch"]  # watch.py
 
 
 def arguments() -> tuple[argparse.Namespace, list[str]]:
@@ -35,7 +36,7 @@ def arguments() -> tuple[argparse.Namespace, list[str]]:
         allow_abbrev=False,
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="results (default: vm-results in the cache)")
-    parser.add_argument("--timeout", type=float, default=1500, metavar="SECONDS", help="from QEMU's start (1500)")
+    parser.add_argument("--timeout", type=float, default=1200, metavar="SECONDS", help="from QEMU's start (1200)")
     parser.add_argument("--shell", metavar="CMD", help="run a shell command in L1 in place of pytest")
     parser.add_argument("--check", action="store_true", help="tell whether this machine can, and do nothing")
     parser.add_argument("--build-only", action="store_true", help="fetch and build, boot nothing")
@@ -83,7 +84,8 @@ def command_line(options: argparse.Namespace, pytest_arguments: list[str]) -> st
         return path + str(options.shell)
     compile_tests(pytest_arguments)
     # -u: the output is live although it goes to a file.
-    pytest = [sys.executable, "-u", *PYTEST, f"--junitxml={L1_OUT}/junit.xml", *pytest_arguments]
+    path += f"export PYTHONPATH={shlex.quote(str(Path(__file__).parent))}${{PYTHONPATH:+:$PYTHONPATH}}\n"
+    pytest = [sys.executable, "-u", *PYTEST, *WATCH, f"--junitxml={L1_OUT}/junit.xml", *pytest_arguments]
     return path + shlex.join(pytest)
 
 
