@@ -27,11 +27,11 @@ from support import (
     started,
 )
 
-# A child inherits what is ignored, and whoever starts the tests may ignore these: nohup the first, a shell without job
-# control the second in its background jobs.
-for number, default in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
+# A child inherits what is ignored, and whoever starts the tests may ignore some: nohup SIGHUP, a shell without job
+# control SIGINT and SIGQUIT in its background jobs. Python's own start ignores the two that stay.
+for number in signal.valid_signals() - {signal.SIGPIPE, signal.SIGXFSZ}:
     if signal.getsignal(number) == signal.SIG_IGN:
-        signal.signal(number, default)
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 if TYPE_CHECKING:
     from serving import FarEnd
