@@ -1,5 +1,6 @@
 """The emulator against what HYBRID-VSOCK.md says of real VMMs: raw sockets at the host's side, and at the guest's."""
 
+import errno
 import fcntl
 import os
 import queue
@@ -18,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from fastvsock import emulator as emulator_module
+from fastvsock import socketfile
 from fastvsock.emulator import DEFAULT_SERVICES, Emulator, EmulatorError, Exec, Service, Tcp, discard
 from support import pattern, started
 
@@ -728,7 +730,7 @@ def test_a_stale_socket_is_replaced(tmp_path: Path) -> None:
 
 
 def test_a_live_socket_is_left_alone(tmp_path: Path, emulator: Emulator) -> None:
-    with pytest.raises(EmulatorError, match="somebody listens"):
+    with pytest.raises(EmulatorError, match="another process listens on it"):
         Emulator(emulator.uds).start()
     connect(emulator.uds, 7).close()
 
@@ -739,7 +741,7 @@ def test_a_listener_is_left_alone_without_being_connected_to(tmp_path: Path) -> 
         listener.bind(str(tmp_path / "v.sock"))
         listener.listen()
         listener.setblocking(False)
-        with pytest.raises(EmulatorError, match="somebody listens"):
+        with pytest.raises(EmulatorError, match="another process listens on it"):
             Emulator(tmp_path / "v.sock").start()
         with pytest.raises(BlockingIOError):
             listener.accept()
@@ -750,7 +752,7 @@ def test_a_socket_of_any_kind_that_somebody_has_open_is_left_alone(tmp_path: Pat
     path = tmp_path / "v.sock"
     with socket.socket(socket.AF_UNIX, kind) as bound:
         bound.bind(str(path))
-        with pytest.raises(EmulatorError, match="somebody"):
+        with pytest.raises(EmulatorError, match="another process listens on it"):
             Emulator(path).start()
     assert stat.S_ISSOCK(path.lstat().st_mode)
 
@@ -900,7 +902,7 @@ def test_verbose_logs_connections_to_stderr(tmp_path: Path) -> None:
 def test_a_socket_in_use_is_a_sentence_and_exit_status_1(emulator: Emulator) -> None:
     status, words = failure(emulator.uds)
     assert status == 1
-    assert words.startswith(f"fastvsock: {emulator.uds}: somebody listens on this socket")
+    assert words.startswith(f"fastvsock: {emulator.uds}: cannot listen there: another process listens on it")
     assert words.count("\n") == 1
 
 
@@ -958,7 +960,7 @@ def test_a_path_with_odd_bytes_is_told_on_one_line(tmp_path: Path, name: bytes, 
         assert ready_line(child) == f"fastvsock emulate: {told}"
         status, words = failure(os.fsdecode(uds))
     assert status == 1
-    assert words.startswith(f"fastvsock: {tmp_path}/{shown}: somebody listens on this socket")
+    assert words.startswith(f"fastvsock: {tmp_path}/{shown}: cannot listen there: another process listens on it")
 
 
 def test_an_empty_path_is_told(tmp_path: Path) -> None:
@@ -985,15 +987,19 @@ def test_of_several_emulators_that_find_a_stale_socket_one_wins(tmp_path: Path) 
     assert not os.path.lexists(uds)
 
 
-def test_an_emulator_waits_while_another_looks_at_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(emulator_module, "LOCK_PATIENCE", HANG)
+def test_an_emulator_waits_while_another_looks_at_a_stale_socket(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(socketfile, "LOCK_PATIENCE", HANG)
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(str(tmp_path / "v.sock"))
     folder = os.open(tmp_path, os.O_RDONLY)
     fcntl.flock(folder, fcntl.LOCK_EX)
     emulator = Emulator(tmp_path / "v.sock")
     starter = threading.Thread(target=emulator.start)
     starter.start()
     starter.join(SOON)
-    assert not os.path.lexists(emulator.uds)
+    assert starter.is_alive()
     os.close(folder)
     starter.join(HANG)
     connect(emulator.uds, 7).close()
@@ -1003,12 +1009,15 @@ def test_an_emulator_waits_while_another_looks_at_its_folder(tmp_path: Path, mon
 def test_a_folder_that_somebody_keeps_locked_holds_up_neither_the_start_nor_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(emulator_module, "LOCK_PATIENCE", 0.2)
+    monkeypatch.setattr(socketfile, "LOCK_PATIENCE", 0.2)
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(str(tmp_path / "stale"))
     folder = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(folder, fcntl.LOCK_EX)
     with Emulator(tmp_path / "first") as running:
-        fcntl.flock(folder, fcntl.LOCK_EX)
-        with pytest.raises(EmulatorError, match="keeps a lock on its folder"):
-            Emulator(tmp_path / "second").start()
+        with pytest.raises(EmulatorError, match="another process keeps its folder locked") as told:
+            Emulator(tmp_path / "stale").start()
+        assert told.value.errno == errno.EAGAIN
     assert not os.path.lexists(running.uds)
     os.close(folder)
 

@@ -24,23 +24,22 @@ import select
 import shlex
 import signal
 import socket
-import stat
 import subprocess
 import termios
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from sys import byteorder
-from time import monotonic, sleep
+from time import monotonic
 from types import TracebackType
 from typing import NamedTuple
 
 from .errors import EmulatorError as EmulatorError
 from .errors import shown
-from .handshake import MAX_PORT, SUN_PATH_MAX
+from .handshake import MAX_PORT
+from .socketfile import SocketFile
 
 MAX_CONNECTIONS = 1023  # unix/mod.rs
 FIRST_HOST_PORT = 1 << 30  # muxer.rs
@@ -51,7 +50,6 @@ CLOSE_DEADLINE = 2.0  # seconds; csm/mod.rs
 GUEST_BUFFER = 106496  # SO_SNDBUF towards the guest; then 262,144 bytes wait for it to read, as in a Linux guest
 BACKLOG = 4096
 ROUNDS = 16  # packets in one direction before the other connections get their turn, or looks at all before a child does
-LOCK_PATIENCE = 1.0  # seconds; emulators hold the lock of a folder for a moment
 PATIENCE = 2.0  # seconds that services have to end after their connections
 BACK = "FASTVSOCK_GUEST_BACK"
 
@@ -472,7 +470,7 @@ class Emulator:
         self._poller.watch(self._stop, IN, self._on_stop)
         self._stopped = self._closed = self._full = False
         self._listener: socket.socket | None = None
-        self._bound: _Place | None = None
+        self._file: SocketFile | None = None
         self._requests: dict[int, _Request] = {}
         self._connections: set[_Connection] = set()
         self._host_ports = itertools.count(FIRST_HOST_PORT)
@@ -503,11 +501,16 @@ class Emulator:
     def listen(self) -> None:
         """Create the socket at `uds`. Raises `EmulatorError` where something is there already, but for a stale socket.
 
-        The socket listens from the moment at which another emulator can look at it, and of several emulators that
-        find the same stale socket one replaces it.
+        Of several emulators that find the same stale socket one replaces it.
         """
-        self._bound = _Place(self.uds)
-        self._listener = self._bound.listen()
+        if not self.uds:
+            raise EmulatorError("the path of the UDS is empty: give the path of a socket to create", errno.ENOENT)
+        try:
+            self._file = SocketFile(self.uds)
+            self._listener = self._file.listen(BACKLOG)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise EmulatorError(f"{shown(self.uds)}: cannot listen there: {reason}", error.errno or 0) from None
         self._poller.watch(self._listener.fileno(), IN, self._on_listener)
 
     def run(self) -> None:
@@ -539,9 +542,9 @@ class Emulator:
         self.stop()
         if self._runner:
             self._runner.join()
-        if self._bound:
-            self._bound.remove()
-            self._bound.close()
+        if self._file:
+            self._file.remove()
+            self._file.close()
         if self._listener:
             self._listener.close()
         for request in self._requests.values():
@@ -560,8 +563,8 @@ class Emulator:
         """
         host = socket.socket(socket.AF_UNIX)
         try:
-            with _Place(f"{self.uds}_{port}") as place:
-                host.connect(place.address)
+            with SocketFile(f"{self.uds}_{port}") as there:
+                host.connect(there.address)
             with self._lock:
                 host.setblocking(False)
                 guest, end = _pair()
@@ -570,7 +573,7 @@ class Emulator:
                     raise ConnectionResetError
                 self._add(host, guest, f"from the guest to port {port} of the host")
                 return end
-        except (OSError, EmulatorError):
+        except OSError:
             host.close()
             raise ConnectionResetError(f"{self.uds}_{port}: connection reset: nobody listens there") from None
 
@@ -748,118 +751,3 @@ def _pair() -> tuple[socket.socket, socket.socket]:
     guest.setblocking(False)
     guest.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, GUEST_BUFFER)
     return guest, end
-
-
-def _lock(folder: int) -> bool:
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
-    except BlockingIOError:
-        return False
-
-
-class _Place:
-    """The path of a Unix socket, with its folder held open: long paths and a change of directory do no harm."""
-
-    def __init__(self, path: str) -> None:
-        if not path:
-            raise EmulatorError("the path of the UDS is empty: give the path of a socket to create", errno.ENOENT)
-        folder, self._name = os.path.split(path)
-        self._path = shown(path)
-        self._identity: tuple[int, int] | None = None
-        with self._told():
-            self._folder = os.open(folder or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        self.address = path
-        if len(os.fsencode(path)) > SUN_PATH_MAX:
-            self.address = f"/proc/self/fd/{self._folder}/{self._name}"
-
-    def __enter__(self) -> "_Place":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Let go of the folder."""
-        os.close(self._folder)
-
-    def listen(self) -> socket.socket:
-        """A listening socket at the path. Raises `EmulatorError`."""
-        listener = socket.socket(socket.AF_UNIX)
-        try:
-            with self._told(), self._locked():
-                self._clear()
-                listener.bind(self.address)
-                listener.listen(BACKLOG)
-                self._identity = self._look()
-        except BaseException:
-            listener.close()
-            raise
-        listener.setblocking(False)
-        return listener
-
-    def remove(self) -> None:
-        """Remove what `listen` created, unless something else is at the path by now."""
-        try:
-            with self._locked(wanted=False):
-                if self._identity and self._look() == self._identity:
-                    os.unlink(self._name, dir_fd=self._folder)
-        except FileNotFoundError:
-            pass
-
-    def _clear(self) -> None:
-        """Remove a socket that nobody listens on; anything else that is there raises `EmulatorError`."""
-        try:
-            mode = os.stat(self._name, dir_fd=self._folder, follow_symlinks=False).st_mode
-        except FileNotFoundError:
-            return
-        if not stat.S_ISSOCK(mode):
-            raise EmulatorError(f"{self._path}: something that is no socket is there: give another path", errno.EEXIST)
-        # A datagram socket: a listener would take a stream for a connection, and one with --once for its only one. With
-        # this, the kernel finds nobody (ECONNREFUSED) or a socket of the wrong kind: unix_find_bsd().
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
-            try:
-                probe.connect(self.address)
-            except ConnectionRefusedError:
-                return os.unlink(self._name, dir_fd=self._folder)
-            except OSError as error:
-                if error.errno not in (errno.EPROTOTYPE, errno.EPERM):  # the latter: a datagram socket with a peer
-                    raise
-        raise EmulatorError(
-            f"{self._path}: somebody listens on this socket, a VMM or another emulator: give another path, or end it",
-            errno.EADDRINUSE,
-        )
-
-    def _look(self) -> tuple[int, int]:
-        status = os.stat(self._name, dir_fd=self._folder, follow_symlinks=False)
-        return status.st_dev, status.st_ino
-
-    @contextmanager
-    def _locked(self, wanted: bool = True) -> Iterator[None]:
-        """Keep other emulators out, between a look and the act, and between bind() and listen().
-
-        Whoever may read the folder may lock it, for ever. So after `LOCK_PATIENCE` this raises `EmulatorError`, or goes
-        on without the lock if it is not `wanted` that much.
-        """
-        deadline = monotonic() + LOCK_PATIENCE
-        while not (locked := _lock(self._folder)) and monotonic() < deadline:
-            sleep(0.01)
-        if wanted and not locked:
-            raise EmulatorError(
-                f"{self._path}: somebody keeps a lock on its folder (flock): give a path in another one", errno.EAGAIN
-            )
-        try:
-            yield
-        finally:
-            if locked:
-                fcntl.flock(self._folder, fcntl.LOCK_UN)
-
-    @contextmanager
-    def _told(self) -> Iterator[None]:
-        try:
-            yield
-        except EmulatorError:
-            raise
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise EmulatorError(f"{self._path}: cannot listen there: {reason}", error.errno or 0) from None

@@ -3,12 +3,7 @@
 An address is ``HOST:PORT``, ``[HOST]:PORT`` or ``unix:PATH``. A port of 0 lets the kernel choose, which alone cannot
 collide. Loopback is the rule: an address that other machines reach must be asked for.
 
-A socket file is made under a umask that leaves it to its owner, so it never is anybody else's, not for a moment. A
-stale one is removed first, a live one never. To tell them apart, a *datagram* socket is connected to it: where nobody
-holds the socket any more that is refused, a live one has the wrong type (unix(7), EPROTOTYPE), and whoever listens
-there sees nothing of it. From the look to the bind(2) the folder is locked (flock on the folder itself, which leaves
-nothing behind), so two that start at once cannot take each other's new socket for a stale one. Anybody who may read the
-folder can hold such a lock, so nothing else needs it, and nobody waits for it for more than `LOCK_PATIENCE`.
+A socket file leaves it to its owner who may connect; how it is made and removed: socketfile.py.
 
 listen(2) is what makes the kernel accept, so everything that `announce` does comes after it.
 """
@@ -18,17 +13,16 @@ import fcntl
 import os
 import socket
 import stat
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from time import monotonic, sleep
+from collections.abc import Callable
+from time import sleep
 
 from . import errors
-from .handshake import SUN_PATH_MAX
+from .socketfile import SocketFile
 
 BACKLOG = 4096  # the kernel's own cap, net.core.somaxconn, since Linux 5.4
 FIRST_PASSED = 3  # SD_LISTEN_FDS_START of sd_listen_fds(3)
 OWNER_ONLY = 0o600
-LOCK_PATIENCE, LOCK_PAUSE = 1.0, 0.02  # seconds
+FIFO_PAUSE = 0.02  # seconds
 
 
 class Address:
@@ -82,9 +76,9 @@ def _check_reach(host: str, text: str, remote: bool) -> None:
 class Listener:
     """A listening socket that does not block, with its address; `close` also removes a socket file that it made."""
 
-    def __init__(self, sock: socket.socket, file: "tuple[str, os.stat_result] | None" = None) -> None:
+    def __init__(self, sock: socket.socket, file: "tuple[str, SocketFile] | None" = None) -> None:
         self.sock = sock
-        self._file = file
+        self._file = file and file[1]
         self.address = address_of(sock) if file is None else Address(path=file[0])
 
     def close(self) -> None:
@@ -94,17 +88,9 @@ class Listener:
 
     def remove_file(self) -> None:
         """Remove the socket file, unless another process has put its own in its place."""
-        if self._file is None:
-            return
-        path, made = self._file
-        self._file = None
-        try:
-            with _folder(path) as folder:
-                _lock(folder)  # out of regard for one who is just looking at the file; without it, it still goes
-                if os.path.samestat(os.lstat(path), made):
-                    os.unlink(path)
-        except OSError:
-            pass  # gone already, or its folder is
+        if self._file:
+            self._file.remove()
+            self._file.close()
 
 
 def address_of(sock: socket.socket) -> Address:
@@ -132,104 +118,21 @@ def _open_tcp(address: Address) -> Listener:
         if sock.family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.bind((address.host, address.port))
-        return _listen(sock)
+        sock.setblocking(False)
+        sock.listen(BACKLOG)
+        return Listener(sock)
     except BaseException:
         sock.close()
         raise
 
 
 def _open_unix(path: str, mode: int) -> Listener:
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    file = SocketFile(path)
     try:
-        with _folder(path) as folder:
-            try:
-                _bind(sock, path, folder, mode)
-            except OSError as error:
-                if error.errno != errno.EADDRINUSE:
-                    raise
-                _replace_stale(sock, path, folder, mode)
-            return _listen(sock, (path, os.lstat(path)))
+        return Listener(file.listen(BACKLOG, mode), (path, file))
     except BaseException:
-        sock.close()
+        file.close()
         raise
-
-
-def _bind(sock: socket.socket, path: str, folder: int, mode: int) -> None:
-    umask = os.umask(0o777 & ~mode)
-    try:
-        sock.bind(_short(path, folder))
-    finally:
-        os.umask(umask)
-
-
-def _replace_stale(sock: socket.socket, path: str, folder: int, mode: int) -> None:
-    """Bind in the place of a socket file that nobody holds. Raises `FastvsockError` for anything else there."""
-    if not _lock(folder):
-        raise errors.FastvsockError(
-            f"cannot listen on unix:{path}: it is there, and another process keeps its folder locked (flock), "
-            "so whether it is in use cannot be told"
-        )
-    if _is_stale(path, folder):
-        os.unlink(path)
-    try:
-        _bind(sock, path, folder, mode)
-    except OSError as error:
-        if error.errno != errno.EADDRINUSE:
-            raise
-        raise errors.FastvsockError(f"cannot listen on unix:{path}: another process listens on it") from None
-
-
-def _listen(sock: socket.socket, file: "tuple[str, os.stat_result] | None" = None) -> Listener:
-    sock.setblocking(False)
-    sock.listen(BACKLOG)
-    return Listener(sock, file)
-
-
-@contextmanager
-def _folder(path: str) -> Iterator[int]:
-    folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield folder
-    finally:
-        os.close(folder)
-
-
-def _lock(folder: int) -> bool:
-    """Lock a folder until it is closed; whether that was possible within `LOCK_PATIENCE`."""
-    give_up = monotonic() + LOCK_PATIENCE
-    while True:
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            if monotonic() >= give_up:
-                return False
-        sleep(LOCK_PAUSE)
-
-
-def _short(path: str, folder: int) -> str:
-    """A path to the same place that fits a Unix socket address: unix(7), sun_path."""
-    if len(os.fsencode(path)) <= SUN_PATH_MAX:
-        return path
-    return f"/proc/self/fd/{folder}/{os.path.basename(path)}"
-
-
-def _is_stale(path: str, folder: int) -> bool:
-    """Whether there is a socket file that no process holds. Raises `FastvsockError` for what is no socket."""
-    try:
-        if not stat.S_ISSOCK(os.lstat(path).st_mode):
-            raise errors.FastvsockError(f"cannot listen on unix:{path}: there is something, and it is no socket")
-    except FileNotFoundError:
-        return False
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(_short(path, folder))
-        except ConnectionRefusedError:
-            return True
-        except OSError as error:
-            if error.errno not in (errno.EPROTOTYPE, errno.ENOENT):
-                raise
-    return False
 
 
 def passed(environment: "os._Environ[str]", *, remote: bool = False) -> list[Listener]:
@@ -319,7 +222,7 @@ def _write_into(path: str, text: bytes, give_up: Callable[[], object]) -> None:
                 raise
             if give_up():
                 raise InterruptedError(errno.EINTR, "nobody has opened it to read") from None
-        sleep(LOCK_PAUSE)
+        sleep(FIFO_PAUSE)
     try:
         os.write(fd, text)
     finally:
