@@ -118,8 +118,9 @@ MEASURES = (
     *_chunks(),
     *_growing(),
     *_relays(),
-    Measure("proxy-up", "through the proxy, host to guest", "bulk", "up", "tcp", rounds=(15, 3)),
-    Measure("proxy-down", "through the proxy, guest to host", "bulk", "down", "tcp", rounds=(15, 3)),
+    # At 64 MiB the first windows of TCP would be much of it.
+    Measure("proxy-up", "through the proxy, host to guest", "bulk", "up", "tcp", 256 * MIB, rounds=(15, 5)),
+    Measure("proxy-down", "through the proxy, guest to host", "bulk", "down", "tcp", 256 * MIB, rounds=(15, 5)),
     _latency("proxy-latency-64", 64, "tcp", 2),
     Measure("proxy-start", "through the proxy, connect to first byte", "start", "down", "tcp", size=1, rounds=(31, 3)),
     Measure("proxy-relays-100", "through the proxy, 100 at a time", "bulk", "up", "tcp", relays=100, rounds=(5, 0)),
