@@ -132,3 +132,9 @@ def test_a_guest_that_stands_still_does_not_answer_and_is_replaced(
     finally:
         guest.end()
     assert len(machine.boots) == 2
+
+
+def test_a_guest_that_accepts_and_says_nothing_does_not_answer(machine: Machine) -> None:
+    with started([sys.executable, "-m", "fastvsock", "emulate", f"{machine.guest.uds}.2", "--exec=7=true"]) as child:
+        assert b"listening" in child.stdout.readline()
+        assert not watch.Guest(f"{machine.guest.uds}.2", "", machine.folder / "console.log").answers()
