@@ -1,9 +1,11 @@
 """What the services say of options that make no sense: a sentence with the range, and nothing has happened."""
 
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
-from serving import service_command
+from serving import FarEnd, service_command
 
 from support import HANG
 
@@ -64,3 +66,20 @@ def test_a_placeholder_that_nothing_filled_in_is_told() -> None:
             check=True,
         )
         assert done.stderr.count(b"no placeholder of the command was filled in") == said
+
+
+@pytest.mark.parametrize("words", [["proxy", "--", "true"], ["listen"]], ids=lambda words: words[0])
+def test_threads_that_wait_for_the_interpreter_wake_up_rarely(
+    words: list[str], far_end: FarEnd, tmp_path: Path
+) -> None:
+    # With Python's own 0.005 s, a thousand connections at once can keep a busy machine from doing anything else.
+    program = "import sys; from fastvsock import cli; cli.run(sys.argv[1:]); print(sys.getswitchinterval())"
+    uds = far_end.uds if words[0] == "proxy" else str(tmp_path / "missing" / "v.sock")
+    done = subprocess.run(
+        [sys.executable, "-c", program, words[0], uds, "7", *words[1:]],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=HANG,
+        check=False,
+    )
+    assert done.stdout == b"0.1\n", done.stderr

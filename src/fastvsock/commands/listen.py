@@ -9,7 +9,7 @@ from ..handshake import parse_port
 from ..lifetime import Plan
 from ..listening import Address
 from ..proxy import Terms, ToCommand, ToSocket, ToStdio
-from ..service import raise_descriptor_limit
+from ..service import prepare_process
 from .proxy import add_options, begin, live, path, split
 
 SUMMARY = "take the connections that a guest makes to a port of the host (CID 2)"
@@ -58,7 +58,7 @@ def run(options: argparse.Namespace, command: list[str]) -> int:
     stdio = not (command or options.tcp or options.unix)
     where = None if command or stdio else target(options)
     life = begin(options, with_command=False)
-    limit = raise_descriptor_limit()
+    limit = prepare_process()
     if command:
         serve = ToCommand(command, terms, limit)
     elif where:

@@ -15,7 +15,7 @@ from ..lifetime import NEVER, Lifetime, Plan
 from ..listening import Address, Listener
 from ..peer import Family
 from ..proxy import Terms, ToGuest
-from ..service import MAX_CONNECTIONS, Connection, Service, affordable, raise_descriptor_limit, say
+from ..service import MAX_CONNECTIONS, Connection, Service, affordable, prepare_process, say
 
 SUMMARY = "listen on a port or a Unix socket, and join each connection to a port inside a microVM"
 DEFAULT = "127.0.0.1:0"
@@ -74,7 +74,7 @@ def run(options: argparse.Namespace, command: list[str]) -> int:
     terms = Terms(options.timeout, options.wait, options.linger, options.engine)
     serve = ToGuest(options.uds, parse_port(options.port), terms)
     life = begin(options, bool(command))
-    limit = raise_descriptor_limit()
+    limit = prepare_process()
     with ExitStack() as closing:
         listeners = listening.passed(os.environ, remote=options.allow_remote)
         if not listeners:
