@@ -48,12 +48,13 @@ check: build
 	$(BIN)/python -m pytest
 
 # What is worth its time under emulation: the protocol, the relay, the chain, and each service once.
-VM_TESTS := tests/test_protocol.py tests/test_behaviour.py tests/vm tests/test_side_by_side.py \
-	tests/test_proxy.py::test_every_connection_is_relayed \
-	tests/test_proxy.py::test_a_guest_that_refuses_gives_a_closed_connection_and_one_line \
-	tests/test_listen.py::test_a_connection_is_stdin_and_stdout \
-	tests/test_listen.py::test_a_connection_is_joined_to_a_socket_of_the_host \
-	tests/test_listen.py::test_a_connection_gets_a_child_of_its_own
+VM_TESTS := tests/emulator/test_protocol.py tests/connect/test_behaviour.py tests/vm \
+	tests/connect/test_side_by_side.py \
+	tests/service/test_proxy.py::test_every_connection_is_relayed \
+	tests/service/test_proxy.py::test_a_guest_that_refuses_gives_a_closed_connection_and_one_line \
+	tests/service/test_listen.py::test_a_connection_is_stdin_and_stdout \
+	tests/service/test_listen.py::test_a_connection_is_joined_to_a_socket_of_the_host \
+	tests/service/test_listen.py::test_a_connection_gets_a_child_of_its_own
 
 test-vm: build
 	$(BIN)/python tests/vm/run.py $(VM_TESTS)

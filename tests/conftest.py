@@ -20,6 +20,7 @@ from support import (
     ENGINES,
     HANG,
     LATE_SOURCE,
+    ROOT,
     SOURCE,
     SOURCE_SIZE,
     Endpoint,
@@ -34,9 +35,9 @@ for number in signal.valid_signals() - {signal.SIGPIPE, signal.SIGXFSZ}:
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 if TYPE_CHECKING:
-    from serving import FarEnd
+    from support.services import FarEnd
 
-AGENT = Path(__file__).parent / "guest" / "agent.c"
+AGENT = ROOT / "tests" / "support" / "guest_agent.c"
 
 
 @pytest.fixture(params=ENGINES)
@@ -100,7 +101,7 @@ def listener(tmp_path: Path) -> Iterator[Listener]:
 @pytest.fixture
 def far_end(tmp_path: Path) -> Iterator["FarEnd"]:
     """A guest that echoes on every port but 0."""
-    from serving import FarEnd  # asyncio takes seconds to import inside the harness of tests/vm
+    from support.services import FarEnd  # asyncio takes seconds to import inside the harness of tests/vm
 
     far_end = FarEnd(tmp_path / "far.sock")
     yield far_end

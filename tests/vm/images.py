@@ -1,7 +1,7 @@
 """Build what L1 and the guest (L2) boot from: kernels, initrds, the agent and the ssh key.
 
-Theory of operation: the cache has two stages, each a folder named by a hash of what it is made from: `parts-KEY`
-(what fetch.py brings) and `images-KEY` (what is built from that, from the files beside this one and from agent.c). A
+Theory of operation: the cache has two stages, each a folder named by a hash of what it is made from: `parts-KEY` (what
+fetch.py brings) and `images-KEY` (what is built from that, from the files beside this one and from guest_agent.c). A
 folder appears by rename, only when complete, and a lock file keeps a second run waiting meanwhile. Both initrds are
 uncompressed cpio archives: unpacking costs more under emulation than reading. The kernels are taken out of their
 bzImages for the same reason.
@@ -26,7 +26,7 @@ from pathlib import Path
 import fetch
 
 HERE = Path(__file__).resolve().parent
-AGENT_SOURCE = HERE.parent / "guest" / "agent.c"
+AGENT_SOURCE = HERE.parent / "support" / "guest_agent.c"
 SOURCES = [HERE / name for name in ("images.py", "l1-init.sh", "l1-main.sh", "l2-init.sh", "boot.sh")]
 PARTS_SOURCES = [HERE / "fetch.py"]
 

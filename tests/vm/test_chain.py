@@ -23,9 +23,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from shells import output, until_status
 
 from support import read_exactly, started, write_all
+from support.ssh import output, until_status
 
 pytestmark = [
     pytest.mark.skipif(not os.environ.get("FASTVSOCK_VM"), reason="runs inside the VM harness"),

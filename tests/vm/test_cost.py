@@ -7,16 +7,15 @@ printed by itself too. Nothing is asserted but that the bytes are all there.
 import os
 import sys
 import threading
-from pathlib import Path
 
 import pytest
 
-from support import COMMAND, Endpoint, pattern, read_exactly, started, summary, write_all
+from support import COMMAND, ROOT, Endpoint, pattern, read_exactly, started, summary, write_all
 
 pytestmark = pytest.mark.skipif(not os.environ.get("FASTVSOCK_VM"), reason="runs inside the VM harness")
 
 MIB = 8
-PIPELINE = Path(__file__).parents[2] / "bench" / "peers" / "pipeline.sh"
+PIPELINE = ROOT / "bench" / "peers" / "pipeline.sh"
 CONNECT = [sys.executable, "-m", "fastvsock.entry", "--linger", "inf", "--engine"]
 FORWARDERS = {"splice": [*CONNECT, "splice"], "copy": [*CONNECT, "copy"], "three socats": ["sh", str(PIPELINE)]}
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from support import HANG, Child, started
+from support import HANG, ROOT, Child, started
 
 pytest.importorskip("pyperf")
 if not (shutil.which("cc") or shutil.which("gcc")):
@@ -29,7 +29,6 @@ from bench.report import markdown
 from bench.sample import PeerError, announced_port
 from bench.tree import Tree
 
-ROOT = Path(__file__).parent.parent
 STDIO = [peer.name for peer in PEERS if peer.kind == "stdio" and not peer.missing()]
 # `fastvsock bench`, also where the umbrella command does not list it yet.
 USERS = (

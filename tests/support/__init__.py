@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+ROOT = Path(__file__).parents[2]  # of the repository
 HANG = 60.0  # seconds; a guard against hanging, never a statement about speed
 ENGINES = ("splice", "copy")
 
-# The guest's services, the same in the emulator and in the real guest: tests/guest/agent.c
+# The guest's services, the same in the emulator and in the real guest: guest_agent.c
 ECHO, DISCARD, CHARGEN, COMMAND, LATE_SOURCE, CLOSE, SOURCE, NOTHING = 7, 9, 19, 1000, 1001, 1002, 1003, 1999
 SOURCE_SIZE = 1_000_000  # bytes from LATE_SOURCE and SOURCE
 

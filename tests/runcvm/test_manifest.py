@@ -5,9 +5,9 @@ from typing import Any
 import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
 import yaml
-from runcvm.bundles import fastvsock
 
 from fastvsock.runcvm import manifest as module
+from support.bundles import fastvsock
 
 IMAGE = "example.org/fastvsock@sha256:" + "0" * 64
 FULL = ["--proxy", "--pause", "example.org/pause:1", "--namespace", "install", "--wheel", "/wheels/fastvsock.whl"]

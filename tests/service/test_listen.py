@@ -16,9 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from serving import connect, eventually, is_alive, receive, service_command, serving
 
 from support import COMMAND, HANG, Child, Endpoint, command, pattern, read_exactly, run, started
+from support.services import connect, eventually, is_alive, receive, service_command, serving
 
 PORT = 5201
 SIZE = 1_000_000

@@ -11,7 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
-from serving import (
+
+from support import HANG, Listener, descriptors, started
+from support.services import (
     FarEnd,
     children_of,
     connect,
@@ -22,8 +24,6 @@ from serving import (
     service_command,
     serving,
 )
-
-from support import HANG, Listener, descriptors, started
 
 CONNECTED = "import os, socket, sys, time; s = socket.create_connection(('127.0.0.1', int(sys.argv[1])))\n"
 PRECIOUS = CONNECTED + "s.sendall(b'precious')\n"

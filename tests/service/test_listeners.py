@@ -12,10 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from serving import FarEnd, ask, connect, eventually, pass_as, receive, service_command, serving
 
 from fastvsock import errors, listening
 from support import HANG, started
+from support.services import FarEnd, ask, connect, eventually, pass_as, receive, service_command, serving
 
 ADDRESS = listening.Address("127.0.0.1", 4711)
 

@@ -11,9 +11,9 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from test_property import KINDS, Ends, Shape, Way, commanding, exchange
 
-from support import HANG, Listener, connecting, read_exactly, summary
+from support import HANG, ROOT, Listener, connecting, read_exactly, summary
+from support.exchange import KINDS, Ends, Shape, Way, commanding, exchange
 
 SEEDS = range(1, 6)
 UP, DOWN = Way(1_300_001), Way(1_200_003)
@@ -56,7 +56,7 @@ class Shim:
 def shim_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The shim, built."""
     library = tmp_path_factory.mktemp("shim") / "shim.so"
-    source = Path(__file__).with_name("shim.c")
+    source = ROOT / "tests" / "support" / "shim.c"
     flags = ["-O2", "-Wall", "-Wextra", "-shared", "-fPIC"]
     subprocess.run(["cc", *flags, "-o", library, source, "-ldl"], check=True, timeout=HANG)
     return library

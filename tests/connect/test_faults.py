@@ -16,11 +16,11 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from test_property import KINDS, Ends, Shape, Way, commanding, exchange
 
 from fastvsock import api, errors
 from fastvsock.relaying import Relay
-from support import HANG, Listener, connecting, descriptors, pattern, read_exactly, started, write_all
+from support import HANG, ROOT, Listener, connecting, descriptors, pattern, read_exactly, started, write_all
+from support.exchange import KINDS, Ends, Shape, Way, commanding, exchange
 
 MIB = 1 << 20
 SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
@@ -117,7 +117,7 @@ def test_what_had_arrived_before_a_reset_is_delivered_whole(
 
 def test_a_vmm_that_is_killed_loses_nothing_of_what_it_had_sent(engine: str, tmp_path: Path) -> None:
     path = tmp_path / "v.sock"
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])}
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])}
     with (
         started([sys.executable, "-c", VMM, str(path)], env=env) as vmm,
         connecting(str(path), 5000, "--wait", str(HANG), engine=engine) as child,
@@ -251,7 +251,7 @@ def test_the_tests_signals_end_what_they_start_however_they_were_started(number:
     tests = f"import subprocess, sys, conftest; print(subprocess.call([sys.executable, '-c', {child!r}]))"
     done = subprocess.run(
         [sys.executable, "-c", tests],
-        cwd=Path(__file__).parent,
+        cwd=ROOT / "tests",
         preexec_fn=partial(signal.signal, number, signal.SIG_IGN),
         capture_output=True,
         timeout=HANG,

@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from serving import FarEnd, pass_as, service_command
 
 from fastvsock import peer, service, sockdiag
 from support import HANG, started
+from support.services import FarEnd, pass_as, service_command
 
 ASK = (
     "import socket, sys; s = socket.create_connection(('127.0.0.1', int(sys.argv[1]))); "

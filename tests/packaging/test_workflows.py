@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from support import HANG
+from support import HANG, ROOT
 
-ROOT = Path(__file__).parent.parent
 GITHUB = ROOT / ".github"
 WORKFLOWS = sorted((GITHUB / "workflows").glob("*.yml"))
 PIN = re.compile(r"[\w.-]+/[\w./-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+")

@@ -10,13 +10,13 @@ from time import monotonic, sleep
 from typing import Any
 
 import pytest
-from runcvm.bundles import OTHER_MACHINE, exec_script, fastvsock, make_bundle, of_another_machine, put, runcvm
 
 from fastvsock.commands import doctor
 from fastvsock.runcvm import bundle as bundle_module
 from fastvsock.runcvm import check
 from fastvsock.runcvm.bundle import Ran
 from support import ECHO, HANG, NOTHING, Endpoint, Listener, started
+from support.bundles import OTHER_MACHINE, exec_script, fastvsock, make_bundle, of_another_machine, put, runcvm
 
 LAUNCHER = "scripts/runcvm-vsock-connect"
 

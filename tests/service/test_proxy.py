@@ -15,21 +15,6 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from serving import (
-    FarEnd,
-    Running,
-    allow_descriptors,
-    ask,
-    connect,
-    eventually,
-    is_alive,
-    pass_as,
-    receive,
-    run_proxy,
-    service_command,
-    serving,
-    status_of,
-)
 
 from fastvsock import errors, listening, peer, proxy, service
 from support import (
@@ -46,6 +31,21 @@ from support import (
     pattern,
     started,
     summary,
+)
+from support.services import (
+    FarEnd,
+    Running,
+    allow_descriptors,
+    ask,
+    connect,
+    eventually,
+    is_alive,
+    pass_as,
+    receive,
+    run_proxy,
+    service_command,
+    serving,
+    status_of,
 )
 
 CONNECTED = "import os, socket, sys; s = socket.create_connection(('127.0.0.1', int(sys.argv[1])))\n"

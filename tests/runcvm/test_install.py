@@ -13,7 +13,14 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
-from runcvm.bundles import (
+
+import fastvsock
+from fastvsock.runcvm import bundle as bundle_module
+from fastvsock.runcvm import install, package
+from fastvsock.runcvm.bundle import Ran
+from fastvsock.runcvm.root import BundleError, Meta, Root
+from support import HANG, SOURCE, SOURCE_SIZE, Endpoint, pattern
+from support.bundles import (
     ARGUMENTS,
     OLD_TRANSPORT,
     OTHER_MACHINE,
@@ -24,13 +31,6 @@ from runcvm.bundles import (
     runcvm,
     snapshot,
 )
-
-import fastvsock
-from fastvsock.runcvm import bundle as bundle_module
-from fastvsock.runcvm import install, package
-from fastvsock.runcvm.bundle import Ran
-from fastvsock.runcvm.root import BundleError, Meta, Root
-from support import HANG, SOURCE, SOURCE_SIZE, Endpoint, pattern
 
 LAUNCHER = "scripts/runcvm-vsock-connect"
 SCRIPTS = [LAUNCHER, "scripts/runcvm-ctr-exec", "scripts/runcvm-ctr-defaults"]

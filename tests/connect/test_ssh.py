@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from shells import DROPBEAR, NOBODY, Guest, need, shell_guest
 
 from support import HANG, Listener, command, read_exactly, started
+from support.ssh import DROPBEAR, NOBODY, Guest, need, shell_guest
 
 BIG = 10_000_000
 FDPASS = ("-o", "ProxyUseFdpass=yes")

@@ -6,7 +6,10 @@ import socket
 from pathlib import Path
 
 import pytest
-from serving import (
+
+from fastvsock import errors, handshake, proxy, relaying, service
+from support import HANG, descriptors, started
+from support.services import (
     FarEnd,
     allow_descriptors,
     ask,
@@ -19,9 +22,6 @@ from serving import (
     serving,
     status_of,
 )
-
-from fastvsock import errors, handshake, proxy, relaying, service
-from support import HANG, descriptors, started
 
 
 def limited(option: str) -> list[str]:

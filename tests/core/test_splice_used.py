@@ -9,9 +9,9 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from test_property import KINDS, Ends, Way, exchange
 
 from support import HANG, Listener, command, pattern, started, summary, write_all
+from support.exchange import KINDS, Ends, Way, exchange
 
 MIB = 1 << 20
 UP, DOWN = Way(64 * MIB), Way(64 * MIB + 1)

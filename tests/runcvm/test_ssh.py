@@ -11,9 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from runcvm.bundles import exec_script, make_bundle, put, runcvm
 
 from support import HANG, started
+from support.bundles import exec_script, make_bundle, put, runcvm
 
 UDS = "/run/firecracker.vsock"
 COMMAND = "echo {port} {uds} \"a  b\" $HOME 'c'"

@@ -22,10 +22,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-from serving import closed_port, eventually, serving
-from shells import DROPBEAR, Guest, need, output, shell_guest, transport, until_status
 
 from support import ENGINES, HANG, Child, started, write_all
+from support.services import closed_port, eventually, serving
+from support.ssh import DROPBEAR, Guest, need, output, shell_guest, transport, until_status
 
 REAL_UDS = os.environ.get("FASTVSOCK_TEST_UDS")
 REAL_KEY = os.environ.get("FASTVSOCK_TEST_KEY")

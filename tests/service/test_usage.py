@@ -5,9 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from serving import FarEnd, service_command
 
 from support import HANG
+from support.services import FarEnd, service_command
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,8 @@ from zipfile import ZipFile
 import pytest
 
 import fastvsock
-from support import HANG, Listener, pattern, started
+from support import HANG, ROOT, Listener, pattern, started
 
-ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 SOURCE = [
     path

@@ -1,1 +1,0 @@
-"""Bundles to test with, and the scripts in them."""
