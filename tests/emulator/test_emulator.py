@@ -21,9 +21,8 @@ import pytest
 from fastvsock import emulator as emulator_module
 from fastvsock import socketfile
 from fastvsock.emulator import DEFAULT_SERVICES, Emulator, EmulatorError, Exec, Service, Tcp, discard
-from support import pattern, started
+from support import HANG, pattern, started
 
-HANG = 20.0  # seconds
 SOON = 0.3  # seconds in which what must not happen would have happened
 GUEST, SHELL, NOBODY = 5000, 5001, 1999
 PACKET = 65536

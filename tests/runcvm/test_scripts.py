@@ -9,7 +9,7 @@ import pytest
 
 from fastvsock.runcvm.scripts import Unknown, add_alias, end_proxy
 from support import HANG
-from support.bundles import ALIASES, RECORD, SCRIPTS, SHAPES, called, exec_script, make_bundle, put
+from support.bundles import ALIASES, RECORD, SHAPES, SHELL_SCRIPTS, called, exec_script, make_bundle, put
 
 GUEST_PORT = {"fork": "22", "continued": "22"}
 
@@ -81,7 +81,7 @@ def test_nothing_of_the_proxy_is_left_and_nothing_outside_of_the_block_is_touche
     assert end_proxy(new) == new
     code = [line for line in new.splitlines() if not line.lstrip().startswith("#")]
     assert not re.search(r"socat|sleep|trap|RANDOM|shuf|PROXY_P", "\n".join(code))
-    head = (SCRIPTS / "exec/head.sh").read_text()
+    head = (SHELL_SCRIPTS / "exec/head.sh").read_text()
     assert new.startswith(head)
     if shape == "fork":
         assert new.endswith(old[old.index("else\n   exec") :])

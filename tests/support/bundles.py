@@ -16,9 +16,9 @@ from pathlib import Path
 from fastvsock import cli
 from support import HANG, ROOT
 
-SCRIPTS = ROOT / "tests" / "runcvm"  # RunCVM's own, in the shapes that are known
-SHAPES = sorted(path.stem for path in SCRIPTS.glob("exec/*.sh") if path.stem != "head")
-ALIASES = sorted(path.stem for path in SCRIPTS.glob("defaults/*.sh"))
+SHELL_SCRIPTS = ROOT / "tests" / "runcvm"  # RunCVM's own, in the shapes that are known
+SHAPES = sorted(path.stem for path in SHELL_SCRIPTS.glob("exec/*.sh") if path.stem != "head")
+ALIASES = sorted(path.stem for path in SHELL_SCRIPTS.glob("defaults/*.sh"))
 OLD_TRANSPORT = (
     "#!/bin/bash\n# A pipeline, as it was\n{ printf 'CONNECT %s\\n' \"$2\"; cat; } | socat UNIX-CONNECT:$1 -\n"
 )
@@ -39,7 +39,7 @@ ARGUMENTS = ["0:0:", "/some where", "1", "true", "sh", "-c", "echo \"a  b\" 'c' 
 
 def exec_script(shape: str) -> str:
     """runcvm-ctr-exec with the proxy block of that shape."""
-    return (SCRIPTS / "exec/head.sh").read_text() + (SCRIPTS / f"exec/{shape}.sh").read_text()
+    return (SHELL_SCRIPTS / "exec/head.sh").read_text() + (SHELL_SCRIPTS / f"exec/{shape}.sh").read_text()
 
 
 def make_bundle(folder: Path, shape: str = "fork", aliases: str = "long", *, python: bool = False) -> Path:
@@ -57,7 +57,7 @@ def make_bundle(folder: Path, shape: str = "fork", aliases: str = "long", *, pyt
     for applet in ("awk", "cat", "sh", "tr"):
         (folder / "bin" / applet).symlink_to("busybox")
     put(folder / "scripts/runcvm-ctr-exec", exec_script(shape), 0o755)
-    put(folder / "scripts/runcvm-ctr-defaults", (SCRIPTS / f"defaults/{aliases}.sh").read_text(), 0o644)
+    put(folder / "scripts/runcvm-ctr-defaults", (SHELL_SCRIPTS / f"defaults/{aliases}.sh").read_text(), 0o644)
     put(folder / "scripts/runcvm-vsock-connect", OLD_TRANSPORT, 0o755)
     put(folder / "usr/bin/dbclient", RECORD, 0o755)
     put(folder / "usr/bin/socat", RECORD, 0o755)
