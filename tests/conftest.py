@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -106,3 +107,10 @@ def far_end(tmp_path: Path) -> Iterator["FarEnd"]:
     far_end = FarEnd(tmp_path / "far.sock")
     yield far_end
     far_end.close()
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    """Where the other side runs while the test blocks."""
+    with ThreadPoolExecutor() as pool:
+        yield pool

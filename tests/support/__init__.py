@@ -167,3 +167,12 @@ class Listener:
     def close(self) -> None:
         """Listen no more; the socket file stays, as after a crash."""
         self._socket.close()
+
+
+def python(code: str, *arguments: str) -> list[str]:
+    """The words that a fresh interpreter prints."""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=HANG, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()

@@ -1,0 +1,30 @@
+"""A relay's ends, and a relay between them."""
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+import fastvsock
+from support.relays import Ends, Start
+
+
+@pytest.fixture
+def ends(pool: ThreadPoolExecutor) -> Iterator[Ends]:
+    ends = Ends()
+    yield ends
+    ends.guest.close()  # which ends a relay that a failed test has left behind, before its descriptors go
+    pool.shutdown()
+    ends.close()
+
+
+@pytest.fixture
+def start(ends: Ends, engine: str, pool: ThreadPoolExecutor) -> Start:
+    """Begin relay() between the ends, in a thread that is not the main one."""
+
+    def start(**options: Any) -> "Future[fastvsock.RelayResult]":
+        arguments = {"rfd": ends.rfd, "wfd": ends.wfd, "engine": engine, **options}
+        return pool.submit(lambda: fastvsock.api.relay(ends.sock, **arguments))
+
+    return start
