@@ -1,0 +1,213 @@
+"""`fastvsock emulate`: its options, signals and sentences."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from fastvsock.emulator import Emulator, EmulatorError
+from support import HANG, started
+from support.guests import SOON, accepted, connect, dial, drain, is_silent, receive
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "fastvsock", "emulate", *arguments]
+
+
+def ready_line(child: subprocess.Popen[bytes]) -> str:
+    assert child.stdout is not None
+    return child.stdout.readline().decode()
+
+
+def failure(*arguments: str) -> tuple[int, str]:
+    done = subprocess.run(command(*arguments), capture_output=True, text=True, timeout=HANG, check=False)
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
+def test_the_command_says_when_it_is_ready_and_ends_on_a_signal(tmp_path: Path, number: int, status: int) -> None:
+    uds = str(tmp_path / "v.sock")
+    with started(command(uds)) as child:
+        assert ready_line(child) == f"fastvsock emulate: listening on {uds} (ports 7 echo, 9 discard, 19 chargen)\n"
+        with connect(uds, 7) as host:
+            child.send_signal(number)
+            assert child.wait(HANG) == status
+            assert host.recv(1) == b""
+        assert child.stderr is not None
+        assert child.stderr.read() == b""
+    assert not os.path.lexists(uds)
+
+
+def test_when_its_terminal_goes_the_command_takes_its_children_along(tmp_path: Path) -> None:
+    uds = str(tmp_path / "v.sock")
+    with started(command(uds, "--exec=1=sh -c 'echo $$; sleep 1000; :'")) as child:
+        ready_line(child)
+        with connect(uds, 1) as host:
+            number = int(host.recv(100))
+            child.send_signal(signal.SIGHUP)
+            assert child.wait(HANG) == 129
+    assert not Path(f"/proc/{number}").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
+def test_the_command_heeds_no_signal_that_was_ignored_before(tmp_path: Path, number: signal.Signals) -> None:
+    uds = str(tmp_path / "v.sock")
+    with started(command(uds), preexec_fn=lambda: signal.signal(number, signal.SIG_IGN)) as child:
+        ready_line(child)
+        child.send_signal(number)
+        with connect(uds, 7) as host:
+            host.sendall(b"still there?")
+            assert receive(host, 12) == b"still there?"
+        child.terminate()
+        assert child.wait(HANG) == 143
+
+
+def test_the_commands_options_give_ports_to_services(tmp_path: Path) -> None:
+    uds = str(tmp_path / "v.sock")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        services = [
+            "--echo=1",
+            "--discard=2",
+            "--chargen=3",
+            "--exec=7=echo 'a b'",
+            f"--tcp=5=127.0.0.1:{port(server)}",
+        ]
+        with started(command(uds, *services)) as child:
+            names = "1 echo, 2 discard, 3 chargen, 5 tcp, 7 exec, 9 discard, 19 chargen"
+            assert ready_line(child) == f"fastvsock emulate: listening on {uds} (ports {names})\n"
+            with connect(uds, 7) as host:
+                assert drain(host) == b"a b\n"
+            with connect(uds, 5), server.accept()[0] as tcp, connect(uds, 1) as host:
+                host.sendall(b"x")
+                assert host.recv(1) == b"x"
+                tcp.close()
+
+
+def port(server: socket.socket) -> int:
+    return int(server.getsockname()[1])
+
+
+def test_verbose_logs_connections_to_stderr(tmp_path: Path) -> None:
+    uds = str(tmp_path / "v.sock")
+    with started(command("-v", uds)) as child:
+        ready_line(child)
+        connect(uds, 7).close()
+        assert child.stderr is not None
+        assert child.stderr.readline() == b"fastvsock: connection 1073741824 to port 7\n"
+        assert child.stderr.readline() == b"fastvsock: connection 1073741824 to port 7 ended\n"
+
+
+def test_a_socket_in_use_is_a_sentence_and_exit_status_1(emulator: Emulator) -> None:
+    status, words = failure(emulator.uds)
+    assert status == 1
+    assert words.startswith(f"fastvsock: {emulator.uds}: cannot listen there: another process listens on it")
+    assert words.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("option", "status"),
+    [
+        ("--exec=5", 2),
+        ("--exec=5=", 2),
+        ("--exec=5='", 2),
+        ("--exec=5=/not/there", 2),
+        ("--tcp=5=22", 2),
+        ("--tcp=5=h:x", 2),
+        ("--tcp=5=h:65536", 2),
+        ("--tcp=5=127.0.0.1:0", 2),
+        ("--tcp=5=127.0.0.1:\u0663", 2),
+        ("--echo=x", 1),
+        ("--what", 2),
+    ],
+)
+def test_a_service_that_makes_no_sense_is_told(tmp_path: Path, option: str, status: int) -> None:
+    uds = tmp_path / "v.sock"
+    assert failure(str(uds), option)[0] == status
+    assert not uds.exists()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--echo=5", "--discard=5"],
+        ["--exec=5=cat", "--tcp=5=127.0.0.1:22"],
+        ["--exec=5=cat", "--exec=5=tac"],
+        ["--echo=5", "--echo=05"],
+    ],
+    ids=" ".join,
+)
+def test_a_port_with_two_services_is_wrong_usage(tmp_path: Path, options: list[str]) -> None:
+    uds = tmp_path / "v.sock"
+    assert failure(str(uds), *options) == (2, "fastvsock: port 5 is given two services: give it one\n")
+    assert not uds.exists()
+
+
+def test_the_commands_help_tells_its_exit_status() -> None:
+    told = subprocess.run(command("--help"), capture_output=True, text=True, timeout=HANG, check=True).stdout
+    assert "exit status: " in told
+    assert "128+n" in told
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"), [(b"two\nlines", r"two\nlines"), (b"\xff.sock", r"\xff.sock"), (b"\x1b[31m", r"\x1b[31m")]
+)
+def test_a_path_with_odd_bytes_is_told_on_one_line(tmp_path: Path, name: bytes, shown: str) -> None:
+    uds = os.fsencode(tmp_path) + b"/" + name
+    with started(command(os.fsdecode(uds))) as child:
+        told = f"listening on {tmp_path}/{shown} (ports 7 echo, 9 discard, 19 chargen)\n"
+        assert ready_line(child) == f"fastvsock emulate: {told}"
+        status, words = failure(os.fsdecode(uds))
+    assert status == 1
+    assert words.startswith(f"fastvsock: {tmp_path}/{shown}: cannot listen there: another process listens on it")
+
+
+def test_an_empty_path_is_told(tmp_path: Path) -> None:
+    with pytest.raises(EmulatorError, match="the path of the UDS is empty"):
+        Emulator("").start()
+    assert failure("")[0] == 1
+
+
+@pytest.mark.parametrize("limit", [40, 41, 42])
+def test_out_of_descriptors_it_answers_nobody_until_a_connection_ends(tmp_path: Path, limit: int) -> None:
+    uds = str(tmp_path / "v.sock")
+    with started(["sh", "-c", f'ulimit -n {limit}; exec "$@"', "sh", *command(uds)]) as child:
+        ready_line(child)
+        hosts: list[socket.socket] = []
+        while len(hosts) < 40:
+            hosts.append(dial(uds))
+            hosts[-1].sendall(b"CONNECT 9\n")
+            if is_silent(hosts[-1], 1.5):
+                break
+            assert accepted(hosts[-1])
+        assert 5 < len(hosts) < 40
+        before = processor_time(child.pid)
+        assert is_silent(hosts[-1])
+        assert processor_time(child.pid) - before < 0.05
+        hosts[0].close()
+        assert accepted(hosts[-1])
+        for host in hosts:
+            host.close()
+
+
+def test_an_idle_emulator_uses_no_processor_time(tmp_path: Path) -> None:
+    uds = str(tmp_path / "v.sock")
+    with started(command(uds, "--exec=5=sleep 100", "--exec=6=sh -c 'exec >&- <&-'")) as child:
+        ready_line(child)
+        with connect(uds, 19), connect(uds, 7), connect(uds, 5) as unread, dial(uds):
+            unread.settimeout(SOON)
+            with pytest.raises(TimeoutError):
+                unread.sendall(bytes(1_000_000))
+            time.sleep(SOON)
+            before = processor_time(child.pid)
+            time.sleep(1)
+            assert processor_time(child.pid) - before < 0.05
+
+
+def processor_time(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
