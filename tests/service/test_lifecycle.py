@@ -15,6 +15,8 @@ import pytest
 from support import HANG, Listener, descriptors, started
 from support.services import (
     FarEnd,
+    Running,
+    ask,
     children_of,
     connect,
     eventually,
@@ -240,3 +242,57 @@ def test_with_stderr_closed_what_is_said_goes_nowhere(tmp_path: Path) -> None:
         assert descriptors(child.pid)["2"] == "/dev/null"
         with connect(address) as guest:
             assert receive(guest) == b""
+
+
+def test_once_serves_one_connection_and_turns_others_away(far_end: FarEnd, engine: str) -> None:
+    with serving("proxy", "--once", far_end.uds, "7", engine=engine) as proxy:
+        with proxy.connect() as sock:
+            sock.sendall(b"x")
+            assert receive(sock, 1) == b"x"
+            eventually(lambda: refuses(proxy), True)
+            sock.sendall(b"y")
+            assert receive(sock, 1) == b"y"
+        assert proxy.outcome() == (0, "")
+
+
+def test_once_ends_with_the_failure_of_its_connection(far_end: FarEnd) -> None:
+    with serving("proxy", "--once", far_end.uds, "0") as proxy:
+        assert ask(proxy.address, b"x") == b""
+        status, said = proxy.outcome()
+    assert status == 1
+    assert "guest port 0 refused" in said
+    assert said.count("\n") == 1
+
+
+def test_sigterm_stops_accepting_and_lets_open_relays_finish(far_end: FarEnd, engine: str) -> None:
+    with serving("proxy", "--grace", str(HANG), far_end.uds, "7", engine=engine) as proxy, proxy.connect() as sock:
+        sock.sendall(b"x")
+        assert receive(sock, 1) == b"x"
+        proxy.child.terminate()
+        eventually(lambda: refuses(proxy), True)
+        sock.sendall(b"y")
+        assert receive(sock, 1) == b"y"
+        sock.close()
+        assert proxy.outcome() == (0, "")
+
+
+def refuses(proxy: Running) -> bool:
+    """Whether nobody listens any more. Looked up: a connection to find out would be served."""
+    return f"0100007F:{proxy.port:04X} 00000000:0000 0A" not in Path("/proc/net/tcp").read_text()
+
+
+def test_a_second_sigterm_ends_at_once(far_end: FarEnd) -> None:
+    with serving("proxy", "--grace", "inf", far_end.uds, "7") as proxy, proxy.connect() as sock:
+        sock.sendall(b"x")
+        assert receive(sock, 1) == b"x"
+        proxy.child.terminate()
+        eventually(lambda: refuses(proxy), True)
+        assert proxy.end() == (143, "fastvsock: 1 connection was still open: ended\n")
+
+
+def test_when_the_grace_is_over_open_relays_are_ended(far_end: FarEnd) -> None:
+    with serving("proxy", "--grace", "0.3", far_end.uds, "7") as proxy, proxy.connect() as sock:
+        sock.sendall(b"x")
+        assert receive(sock, 1) == b"x"
+        assert proxy.end() == (0, "fastvsock: 1 connection was still open: ended\n")
+        assert receive(sock) == b""
