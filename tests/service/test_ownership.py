@@ -1,19 +1,17 @@
-"""Whose connection it is, and how the kernel is asked: sockdiag.py and peer.py."""
+"""Whose connection it is: clients that are gone, and processes that /proc hides."""
 
 import os
 import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from fastvsock import peer, service, sockdiag
 from support import HANG, started
-from support.services import FarEnd, pass_as, service_command
+from support.services import FarEnd, connected, pass_as, service_command
 
 ASK = (
     "import socket, sys; s = socket.create_connection(('127.0.0.1', int(sys.argv[1]))); "
@@ -23,63 +21,6 @@ ASK_UNIX = (
     "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); "
     "s.sendall(b'ask'); print(s.recv(3).decode())"
 )
-
-
-@contextmanager
-def connected(host: str = "127.0.0.1") -> Iterator[tuple[socket.socket, socket.socket]]:
-    """A TCP connection: the client's socket and the accepted one."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.create_server((host, 0), family=family) as server:
-        client = socket.create_connection(server.getsockname()[:2])
-        accepted, _ = server.accept()
-        with client, accepted:
-            yield client, accepted
-
-
-@pytest.fixture(params=["netlink", "proc"])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Each way to ask, the other one being out of order."""
-
-    def broken(_: object) -> None:
-        raise PermissionError(1, "not here")
-
-    monkeypatch.setattr(sockdiag, "_look_up" if request.param == "netlink" else "_ask", broken)
-    return str(request.param)
-
-
-# How the kernel is asked
-
-
-@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
-def test_the_other_end_is_told_by_user_and_inode(way: str, host: str) -> None:
-    with connected(host) as (client, accepted):
-        inode = os.fstat(client.fileno()).st_ino
-        assert sockdiag.other_end(accepted) == (1, os.getuid(), inode)
-        client.shutdown(socket.SHUT_WR)
-        found = sockdiag.other_end(accepted)
-        assert found
-        assert found[1:] == (os.getuid(), inode), "a half-close is no close"
-        assert not peer.is_closed(accepted)
-        client.close()
-        assert peer.is_closed(accepted)
-
-
-def test_an_ipv4_client_of_a_socket_for_both_is_found(way: str) -> None:
-    with (
-        socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as server,
-        socket.create_connection(("127.0.0.1", server.getsockname()[1])) as client,
-        server.accept()[0] as accepted,
-    ):
-        assert sockdiag.other_end(accepted) == (1, os.getuid(), os.fstat(client.fileno()).st_ino)
-
-
-def test_a_kernel_that_knows_not_even_our_own_end_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sockdiag, "_ask", lambda _: None)  # as without the module tcp_diag
-    with connected() as (client, accepted):
-        assert sockdiag.other_end(accepted) == (1, os.getuid(), os.fstat(client.fileno()).st_ino)
-
-
-# Clients that are gone
 
 
 def met(accepted: socket.socket, family: peer.Family) -> service.Connection:
@@ -145,9 +86,6 @@ def test_where_nothing_can_be_told_it_is_said(monkeypatch: pytest.MonkeyPatch) -
         assert connection.lost
 
 
-# What /proc hides
-
-
 @pytest.mark.parametrize("error", [PermissionError, FileNotFoundError], ids=["hidepid=1", "hidepid=2"])
 def test_a_descendant_that_proc_hides_is_taken_for_root_or_ourselves(
     monkeypatch: pytest.MonkeyPatch, error: type[OSError]
@@ -209,16 +147,3 @@ def test_a_passed_socket_for_both_families_serves_the_commands_ipv4_client(far_e
             check=False,
         )
     assert (done.returncode, done.stdout, done.stderr) == (0, b"ask\n", b"")
-
-
-def test_the_question_costs_the_same_however_many_connections_have_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    def all_of_them(_: object) -> None:
-        raise AssertionError("the whole table was read")
-
-    monkeypatch.setattr(sockdiag, "_look_up", all_of_them)
-    with connected() as (_, accepted):
-        try:
-            sockdiag._ask(sockdiag._ends(accepted, other=True))
-        except OSError as error:
-            pytest.skip(f"netlink may not be used here: {error}")
-        assert sockdiag.other_end(accepted)
