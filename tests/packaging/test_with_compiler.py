@@ -1,0 +1,77 @@
+"""The package, built with a C compiler: what the wheel and the sdist hold."""
+
+import re
+import subprocess
+import sys
+import sysconfig
+import tarfile
+from pathlib import Path
+from zipfile import ZipFile
+
+import pytest
+
+import fastvsock
+from support import HANG, ROOT, Listener, pattern
+from support.packages import TOLD, pip, relayed, source
+
+
+@pytest.fixture(scope="session")
+def wheel(build_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel that a machine with a C compiler builds."""
+    folder = tmp_path_factory.mktemp("wheel")
+    built = pip(build_python, "wheel", "--wheel-dir", folder, source(folder / "src"), FASTVSOCK_REQUIRE_SPLICE="1")
+    assert built.returncode == 0, built.stdout
+    assert TOLD not in built.stdout
+    (found,) = folder.glob("*.whl")
+    return found
+
+
+@pytest.mark.skipif(bool(sysconfig.get_config_var("Py_GIL_DISABLED")), reason="no Limited API without the GIL yet")
+def test_the_wheel_is_for_every_python_from_3_11_on(wheel: Path) -> None:
+    name, version, python, abi, platform = wheel.stem.split("-")
+    assert (name, version, python, abi) == ("fastvsock", fastvsock.__version__, "cp311", "abi3")
+    assert re.fullmatch(r"linux_\w+", platform)
+    assert "fastvsock/engines/_splice.abi3.so" in ZipFile(wheel).namelist()
+
+
+def test_the_wheel_holds_the_types_and_every_module_but_no_source_of_the_extension(wheel: Path) -> None:
+    names = set(ZipFile(wheel).namelist())
+    assert {"fastvsock/py.typed", "fastvsock/engines/_splice.pyi"} <= names
+    modules = {str(path.relative_to(ROOT / "src")) for path in (ROOT / "src" / "fastvsock").rglob("*.py")}
+    assert modules <= names
+    assert not [name for name in names if name.endswith((".pyx", ".c", ".h"))]
+    assert [name for name in names if name.endswith("/LICENSE")]
+
+
+def test_the_wheel_has_both_commands(wheel: Path) -> None:
+    archive = ZipFile(wheel)
+    (name,) = (name for name in archive.namelist() if name.endswith("/entry_points.txt"))
+    text = archive.read(name).decode()
+    assert "runcvm-vsock-connect = fastvsock.entry:main" in text
+    assert "fastvsock = fastvsock.cli:main" in text
+
+
+def test_the_wheel_works_where_it_is_unpacked(wheel: Path, listener: Listener, tmp_path: Path) -> None:
+    ZipFile(wheel).extractall(tmp_path / "unpacked")
+    code = f"import sys; sys.path.insert(0, {str(tmp_path / 'unpacked')!r}); from fastvsock.entry import main; main()"
+    payload = pattern(100_000)
+    ended = relayed(listener, [sys.executable, "-I", "-c", code, "--engine=splice"], payload)
+    assert ended == (0, payload, b"")
+
+
+def test_the_sdist_builds_and_holds_all_that_a_build_needs(build_python: Path, tmp_path: Path) -> None:
+    tree = source(tmp_path / "src")
+    code = "import sys; from setuptools import build_meta; print(build_meta.build_sdist(sys.argv[1]))"
+    built = subprocess.run(
+        [build_python, "-c", code, tmp_path], cwd=tree, capture_output=True, text=True, timeout=HANG, check=False
+    )
+    assert built.returncode == 0, built.stderr
+    archive = tmp_path / built.stdout.split()[-1]
+    with tarfile.open(archive) as tar:
+        names = {name.partition("/")[2] for name in tar.getnames()}
+    assert "src/fastvsock/engines/_splice.pyx" in names
+    assert {"setup.py", "pyproject.toml", "LICENSE", "README.md", "src/fastvsock/py.typed"} <= names
+    rebuilt = pip(build_python, "wheel", "--wheel-dir", tmp_path, archive, FASTVSOCK_REQUIRE_SPLICE="1")
+    assert rebuilt.returncode == 0, rebuilt.stdout
+    (wheel,) = tmp_path.glob("*.whl")
+    assert [name for name in ZipFile(wheel).namelist() if name.endswith(".so")]
