@@ -6,6 +6,7 @@ write down how they were called.
 
 import glob
 import io
+import json
 import os
 import shutil
 import subprocess
@@ -116,3 +117,14 @@ def called(bundle: Path, record: Path, *arguments: str, **variables: str) -> lis
     assert result.returncode == 0, result.stderr
     words = next((record / name).read_text("latin-1") for name in names if (record / name).exists())
     return words.split("\0")[:-1]
+
+
+def findings(*arguments: str | Path, code: int | None = None) -> dict[str, dict[str, str]]:
+    """The findings of `doctor` or, with `--root` among the arguments, `runcvm check`, by their names."""
+    command = ["runcvm", "check"] if "--root" in arguments else ["doctor"]
+    result = fastvsock(*command, "--json", *arguments)
+    found = {finding["check"]: finding for finding in json.loads(result.stdout)}
+    failed = any(finding["state"] == "failed" for finding in found.values())
+    assert result.returncode == (1 if failed else 0) == (failed if code is None else code)
+    assert all(finding["advice"] for finding in found.values() if finding["state"] != "ok")
+    return found
