@@ -50,8 +50,8 @@ check: build
 # What is worth its time under emulation: the protocol, the relay, the chain, and each service once.
 VM_TESTS := tests/emulator/test_protocol.py tests/connect/test_behaviour.py tests/vm \
 	tests/connect/test_side_by_side.py \
-	tests/service/test_proxy.py::test_every_connection_is_relayed \
-	tests/service/test_proxy.py::test_a_guest_that_refuses_gives_a_closed_connection_and_one_line \
+	tests/service/test_relaying.py::test_every_connection_is_relayed \
+	tests/service/test_relaying.py::test_a_guest_that_refuses_gives_a_closed_connection_and_one_line \
 	tests/service/test_listen.py::test_a_connection_is_stdin_and_stdout \
 	tests/service/test_listen.py::test_a_connection_is_joined_to_a_socket_of_the_host \
 	tests/service/test_listen.py::test_a_connection_gets_a_child_of_its_own

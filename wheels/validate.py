@@ -33,7 +33,12 @@ from wheels.places import Place
 from wheels.report import markdown
 
 LIMIT = 0.8  # CPU time of splice over that of copy: not above this, either way
-TESTS = ("tests/core/test_engines.py", "tests/core/test_handshake.py", "tests/connect/test_behaviour.py")
+TESTS = (
+    "tests/core/test_engines.py",
+    "tests/core/test_handshake.py",
+    "tests/connect/test_handshake.py",
+    "tests/connect/test_behaviour.py",
+)
 SCRIPTS = ("fastvsock = fastvsock.cli:main", "runcvm-vsock-connect = fastvsock.entry:main")
 LARGEST = 200_000  # bytes of the extension; a build that lost -O3 has four times as many
 

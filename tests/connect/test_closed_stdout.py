@@ -7,8 +7,6 @@ import pytest
 from support import HANG, Listener, command, started
 
 PORT = 5003
-
-
 CLOSED = ["sh", "-c", 'exec "$@" >&-', "sh"]
 
 

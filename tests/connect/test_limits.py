@@ -17,7 +17,6 @@ from support.faults import await_end, complaint, idle, push, settled, threads
 
 MIB = 1 << 20
 
-
 LIMITED = """
 import resource, sys
 from fastvsock import entry

@@ -11,7 +11,6 @@ from support.sentences import sentence
 
 PORT = 5003
 
-
 # The command with one of its parts broken, which is how an error that nobody thought of looks.
 BROKEN = """
 import fastvsock.handshake

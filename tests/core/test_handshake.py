@@ -17,8 +17,6 @@ from fastvsock.errors import BadReplyError, ConnectError, GuestRefusedError, Por
 from support import read_exactly
 
 PORT = 5003
-
-
 replies = st.integers(0, 2**32 - 1).map(lambda n: b"OK %d\n" % n)
 payloads = st.binary(max_size=64)
 # Bytes that keep to the reply's own alphabet come much nearer to its borders than any bytes do.

@@ -4,9 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from support.bundles import (
-    make_bundle,
-)
+from support.bundles import make_bundle
 
 
 @pytest.fixture

@@ -10,14 +10,7 @@ import pytest
 
 from fastvsock.runcvm import install
 from support import HANG
-from support.bundles import (
-    OLD_TRANSPORT,
-    exec_script,
-    make_bundle,
-    put,
-    runcvm,
-    snapshot,
-)
+from support.bundles import OLD_TRANSPORT, exec_script, make_bundle, put, runcvm, snapshot
 from support.installing import LAUNCHER, SCRIPTS, installed, launched
 
 

@@ -10,10 +10,7 @@ import pytest
 from fastvsock.runcvm import bundle as bundle_module
 from fastvsock.runcvm import install, package
 from fastvsock.runcvm.bundle import Ran
-from support.bundles import (
-    make_bundle,
-    snapshot,
-)
+from support.bundles import make_bundle, snapshot
 from support.installing import LAUNCHER
 
 STEPS = ("rename", "symlink", "mkdir", "unlink", "rmdir")

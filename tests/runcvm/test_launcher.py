@@ -9,11 +9,7 @@ import pytest
 
 import fastvsock
 from support import HANG, SOURCE, SOURCE_SIZE, Endpoint, pattern
-from support.bundles import (
-    ARGUMENTS,
-    exec_script,
-    put,
-)
+from support.bundles import ARGUMENTS, exec_script, put
 from support.installing import LAUNCHER, installed, launched
 
 

@@ -7,10 +7,7 @@ from pathlib import Path
 import pytest
 
 from fastvsock.runcvm.root import BundleError, Meta, Root
-from support.bundles import (
-    runcvm,
-    snapshot,
-)
+from support.bundles import runcvm, snapshot
 from support.installing import SCRIPTS, installed, launched
 
 WAYS_OUT = [

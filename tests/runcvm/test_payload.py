@@ -9,12 +9,7 @@ import pytest
 
 from fastvsock.runcvm import bundle as bundle_module
 from fastvsock.runcvm import package
-from support.bundles import (
-    OTHER_MACHINE,
-    of_another_machine,
-    put,
-    snapshot,
-)
+from support.bundles import OTHER_MACHINE, of_another_machine, put, snapshot
 from support.installing import LAUNCHER, installed, make_wheel
 
 

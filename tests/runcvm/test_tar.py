@@ -5,12 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from support.bundles import (
-    exec_script,
-    put,
-    runcvm,
-    snapshot,
-)
+from support.bundles import exec_script, put, runcvm, snapshot
 from support.installing import installed
 
 

@@ -7,11 +7,7 @@ from pathlib import Path
 import pytest
 
 from support import HANG
-from support.bundles import (
-    put,
-    runcvm,
-    snapshot,
-)
+from support.bundles import put, runcvm, snapshot
 from support.installing import JOURNALS, LAUNCHER, SCRIPTS, installed, launched, make_wheel
 
 

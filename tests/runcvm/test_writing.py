@@ -12,10 +12,7 @@ import pytest
 
 from fastvsock.runcvm.root import BundleError, Meta, Root
 from support import HANG
-from support.bundles import (
-    runcvm,
-    snapshot,
-)
+from support.bundles import runcvm, snapshot
 from support.installing import SCRIPTS, installed
 
 

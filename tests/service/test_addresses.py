@@ -9,13 +9,7 @@ from pathlib import Path
 import pytest
 
 from fastvsock import errors, listening
-from support.services import (
-    FarEnd,
-    ask,
-    connect,
-    run_proxy,
-    serving,
-)
+from support.services import FarEnd, ask, connect, run_proxy, serving
 
 
 def test_the_kernel_chooses_the_port_on_loopback(far_end: FarEnd) -> None:

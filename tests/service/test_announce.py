@@ -7,17 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from support import (
-    HANG,
-)
-from support.services import (
-    FarEnd,
-    ask,
-    pass_as,
-    run_proxy,
-    service_command,
-    serving,
-)
+from support import HANG
+from support.services import FarEnd, ask, pass_as, run_proxy, service_command, serving
 
 
 def test_the_port_file_is_whole_from_its_first_moment_and_goes_with_the_proxy(far_end: FarEnd, tmp_path: Path) -> None:

@@ -8,14 +8,7 @@ import pytest
 
 from fastvsock import errors, proxy, relaying, service
 from support import HANG
-from support.services import (
-    FarEnd,
-    ask,
-    connect,
-    eventually,
-    receive,
-    serving,
-)
+from support.services import FarEnd, ask, connect, eventually, receive, serving
 
 
 def test_a_child_whose_relay_cannot_start_is_told_and_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,10 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from support import (
-    HANG,
-    descriptors,
-)
+from support import HANG, descriptors
 from support.services import (
     FarEnd,
     Running,

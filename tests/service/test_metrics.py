@@ -7,16 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from support import (
-    HANG,
-)
-from support.services import (
-    FarEnd,
-    eventually,
-    receive,
-    run_proxy,
-    serving,
-)
+from support import HANG
+from support.services import FarEnd, eventually, receive, run_proxy, serving
 
 
 def test_stats_are_lines_on_stderr(far_end: FarEnd) -> None:

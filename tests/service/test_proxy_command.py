@@ -10,19 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from support import (
-    HANG,
-    Listener,
-    started,
-)
-from support.services import (
-    FarEnd,
-    eventually,
-    is_alive,
-    receive,
-    run_proxy,
-    service_command,
-)
+from support import HANG, Listener, started
+from support.services import FarEnd, eventually, is_alive, receive, run_proxy, service_command
 
 CONNECTED = "import os, socket, sys; s = socket.create_connection(('127.0.0.1', int(sys.argv[1])))\n"
 

@@ -9,26 +9,8 @@ from pathlib import Path
 import pytest
 
 from fastvsock import proxy, service
-from support import (
-    COMMAND,
-    ECHO,
-    HANG,
-    LATE_SOURCE,
-    NOTHING,
-    SOURCE,
-    SOURCE_SIZE,
-    Endpoint,
-    Listener,
-    pattern,
-    summary,
-)
-from support.services import (
-    FarEnd,
-    Running,
-    eventually,
-    receive,
-    serving,
-)
+from support import COMMAND, ECHO, HANG, LATE_SOURCE, NOTHING, SOURCE, SOURCE_SIZE, Endpoint, Listener, pattern, summary
+from support.services import FarEnd, Running, eventually, receive, serving
 
 
 def test_every_connection_is_relayed(endpoint: Endpoint, engine: str, where: str) -> None:

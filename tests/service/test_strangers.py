@@ -9,16 +9,8 @@ from pathlib import Path
 import pytest
 
 from fastvsock import peer, service
-from support import (
-    HANG,
-    started,
-)
-from support.services import (
-    FarEnd,
-    connect,
-    receive,
-    service_command,
-)
+from support import HANG, started
+from support.services import FarEnd, connect, receive, service_command
 
 CONNECTED = "import os, socket, sys; s = socket.create_connection(('127.0.0.1', int(sys.argv[1])))\n"
 ASK = CONNECTED + "s.sendall(b'ask'); print(s.recv(3).decode() or 'closed', flush=True)"

@@ -10,8 +10,6 @@ import time
 from support import HANG, Listener, descriptors, write_all
 
 MIB = 1 << 20
-
-
 SETTLED = 0.3  # seconds without a byte moving, after which a producer counts as stopped
 
 

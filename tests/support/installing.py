@@ -7,13 +7,12 @@ from pathlib import Path
 
 import fastvsock
 from support import HANG
-from support.bundles import (
-    runcvm,
-)
+from support.bundles import runcvm
 
 LAUNCHER = "scripts/runcvm-vsock-connect"
 SCRIPTS = [LAUNCHER, "scripts/runcvm-ctr-exec", "scripts/runcvm-ctr-defaults"]
 PACKAGE = Path(fastvsock.__file__).parent
+JOURNALS = (".fastvsock/manifest.json", ".fastvsock/backup/manifest.json")
 
 
 def make_wheel(path: Path, **more: bytes) -> Path:
@@ -32,9 +31,6 @@ def installed(bundle: Path, *arguments: str | Path, code: int = 0) -> subprocess
     result = runcvm("install", bundle, *arguments)
     assert result.returncode == code, result.stderr
     return result
-
-
-JOURNALS = (".fastvsock/manifest.json", ".fastvsock/backup/manifest.json")
 
 
 def launched(bundle: Path, *arguments: str, before: list[str] | None = None, **variables: str) -> str:

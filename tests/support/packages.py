@@ -18,8 +18,6 @@ SOURCE = [
     if (path := ROOT / name).exists()
 ]
 SCRIPTS = Path(sysconfig.get_path("scripts"))  # of the environment that runs the tests
-
-
 TOLD = "without the splice engine"
 
 
