@@ -30,6 +30,7 @@ from wheels.common import (
     cache,
     environment,
     interpreters,
+    is_release,
     run,
     say,
     sha256,
@@ -81,12 +82,14 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--only", action="append", choices=[target.platform for target in TARGETS])
     parser.add_argument("--check", action="store_true", help="build, keep nothing, compare with the shipped SHA256SUMS")
     parser.add_argument("--sdist", action="store_true", help="build the source distribution instead")
-    parser.add_argument("--tag", help="fail unless this is v and the version of pyproject.toml")
+    parser.add_argument("--tag", help="fail unless this is v and the version, and a release")
     options = parser.parse_args(arguments)
     targets = [target for target in TARGETS if not options.only or target.platform in options.only]
     try:
         if options.tag and options.tag != f"v{version()}":
             raise Failed(f"{options.tag} is not the tag of version {version()}")
+        if options.tag and not is_release():
+            raise Failed(f"{version()} is a development version: set a release version in src/fastvsock/__init__.py")
         if options.sdist:
             print(build_sdist(options.output))
         elif options.check:

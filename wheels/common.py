@@ -13,7 +13,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,9 +103,15 @@ def say(text: str) -> None:
 
 
 def version() -> str:
-    """The version in pyproject.toml."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    return str(project["version"])
+    """The version in src/fastvsock/__init__.py, where alone it stands; read without importing the package."""
+    text = (ROOT / "src" / "fastvsock" / "__init__.py").read_text()
+    (found,) = re.findall(r'(?m)^__version__ = "(.+)"$', text)
+    return str(found)
+
+
+def is_release() -> bool:
+    """Whether this is the source of a release. What lies in wheels/ is then built from it, and validated in full."""
+    return ".dev" not in version()
 
 
 def sha256(path: Path) -> str:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from .errors import UsageError as UsageError
     from .relaying import RelayResult as RelayResult
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 _HOME = {"connect": "api", "open_connection": "api", "relay": "api", "RelayResult": "relaying"}
 _ERRORS = (

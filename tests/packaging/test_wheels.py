@@ -22,12 +22,11 @@ PLACE = "CPython 3.11.2, musl, native"
 
 
 @pytest.fixture
-def shipped() -> dict[str, str]:
-    """The wheels of this version that stand in wheels/, with the SHA-256 that SHA256SUMS tells."""
-    wheels = common.shipped()
-    if not any(name.startswith(f"fastvsock-{version()}-") for name in wheels):
-        pytest.skip(f"no wheels of version {version()} are shipped yet (make wheels)")
-    return wheels
+def released() -> dict[str, str]:
+    """The names of the wheels in wheels/ with their SHA-256, where this source is a release's; else the test skips."""
+    if not common.is_release():
+        pytest.skip(f"by design: {version()} is a development version, and wheels/ holds the last release")
+    return common.shipped()
 
 
 @pytest.fixture
@@ -42,25 +41,26 @@ def target() -> build.Target:
     return next(target for target in build.TARGETS if target.platform == "musllinux_1_2_aarch64")
 
 
-def test_four_wheels_are_shipped_as_their_sums_say(shipped: dict[str, str]) -> None:
-    expected = {f"fastvsock-{version()}-cp311-abi3-{target.platform}.whl" for target in build.TARGETS}
+def test_four_wheels_of_one_version_are_shipped_as_their_sums_say() -> None:
+    shipped, record = common.shipped(), json.loads((HERE / "BUILD.json").read_text())
+    expected = {f"fastvsock-{record['version']}-cp311-abi3-{target.platform}.whl" for target in build.TARGETS}
     assert set(shipped) == expected == {path.name for path in HERE.glob("*.whl")}
-    assert {name: sha256(HERE / name) for name in shipped} == shipped
+    assert {name: sha256(HERE / name) for name in shipped} == shipped == record["wheels"]
 
 
-def test_the_shipped_wheels_are_of_this_source(shipped: dict[str, str]) -> None:
-    for name in shipped:
+def test_the_wheels_of_a_release_are_of_its_source(released: dict[str, str]) -> None:
+    for name in released:
         validate.contents(HERE / name)
     record = json.loads((HERE / "BUILD.json").read_text())
-    assert record["wheels"] == shipped
+    assert record["version"] == version(), "the wheels are of another version: make wheels"
     assert record["source"] == build.digest(), "the source has changed since the wheels were built: make wheels"
 
 
-def test_the_shipped_wheels_were_validated_in_full(shipped: dict[str, str]) -> None:
+def test_the_wheels_of_a_release_were_validated_in_full(released: dict[str, str]) -> None:
     told = json.loads((HERE / "VALIDATION.json").read_text())
     assert not told["quick"]
-    assert {wheel["name"]: wheel["sha256"] for wheel in told["wheels"]} == shipped
-    assert {wheel["name"]: wheel["reasons"] for wheel in told["wheels"]} == {name: [] for name in shipped}
+    assert {wheel["name"]: wheel["sha256"] for wheel in told["wheels"]} == released
+    assert {wheel["name"]: wheel["reasons"] for wheel in told["wheels"]} == {name: [] for name in released}
     assert all(wheel["runs"] for wheel in told["wheels"])
     assert (HERE / "VALIDATION.md").read_text() == report.markdown(told)
 
@@ -70,7 +70,7 @@ def test_building_twice_gives_the_same_wheel(target: build.Target, tmp_path: Pat
     try:
         build.host_interpreter()
     except Failed as error:
-        pytest.skip(str(error))
+        pytest.skip(f"by design: {error}")
     wheels = []
     for name in ("first", "another folder"):
         (tmp_path / name).mkdir()
@@ -84,6 +84,22 @@ def test_building_twice_gives_the_same_wheel(target: build.Target, tmp_path: Pat
     of_this_source = json.loads((HERE / "BUILD.json").read_text()) if (HERE / "BUILD.json").exists() else {}
     if record["source"] == of_this_source.get("source") and record["host"] == of_this_source["host"]:
         assert sha256(first) == of_this_source["wheels"][first.name], "what is shipped does not come out any more"
+
+
+@pytest.mark.parametrize(
+    ("number", "tag", "told"),
+    [
+        ("0.2.0.dev0", "v0.2.0.dev0", "is a development version"),
+        ("0.2.0", "v0.2.1", "v0.2.1 is not the tag of version 0.2.0"),
+    ],
+)
+def test_only_a_release_is_published_and_by_its_own_tag(
+    number: str, tag: str, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(build, "version", lambda: number)
+    monkeypatch.setattr(common, "version", lambda: number)
+    assert build.main(["--check", "--tag", tag]) == 1
+    assert told in capsys.readouterr().err
 
 
 def test_what_is_built_or_generated_is_no_source() -> None:
