@@ -1,4 +1,4 @@
-# What a person runs; CI runs the same. `make` alone tells the targets.
+# The commands of development; CI runs the same. `make` alone lists them.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,32 +6,39 @@ STAMP := $(VENV)/.installed
 LINTERS := .github/lint.txt
 SOURCES := $(wildcard setup.py pyproject.toml src/fastvsock/engines/*.pyx $(LINTERS))
 
-.PHONY: help build demo test lint check test-vm bench clean \
+.PHONY: help build demo test lint check format test-vm bench clean \
 	alpine check-wheels dist sdist validate-wheels wheels wheels-lock
 
 help:
-	@echo "make demo    build, then move a real tree through the emulator and back, with each engine"
-	@echo "make test    lint, types, and every test"
-	@echo "make test-vm the behaviour tests and the production chain, inside a VM against real Firecracker"
-	@echo "make bench   throughput and CPU cost, splice against copy"
-	@echo "make build   the environment in $(VENV), with the package in it"
-	@echo "make wheels           the four wheels, into wheels/; check-wheels: are they what this source gives?"
+	@echo "make build    create the environment in $(VENV) and install the package and its tools there"
+	@echo "make demo     copy a tree of files through the emulator and back, with each engine"
+	@echo "make test     lint and check"
+	@echo "make lint     run ruff and mypy"
+	@echo "make check    run the tests"
+	@echo "make format   apply ruff's formatting and its safe fixes"
+	@echo "make test-vm  run the tests that need a guest against real Firecracker, inside a VM"
+	@echo "make bench    measure throughput and CPU cost, splice against copy"
+	@echo "make clean    remove what these targets made"
+	@echo "Releases (wheels/README.md):"
+	@echo "make wheels           build the four wheels into wheels/"
+	@echo "make check-wheels     build them again and compare them with those in wheels/"
 	@echo "make validate-wheels  audit, run and measure each; VALIDATE=--quick, --native or '--only PLATFORM'"
-	@echo "make sdist, make dist the source distribution, and all that a release publishes, into dist/"
-	@echo "make alpine RUN=test  a target in a fresh Alpine container (docker)"
-	@echo "make clean   remove what the above made"
+	@echo "make sdist            build the source distribution into dist/"
+	@echo "make dist             collect in dist/ what a release publishes"
+	@echo "make wheels-lock      pin the tools again, after a change to an .in file"
+	@echo "make alpine RUN=test  run a target in a fresh Alpine container (docker)"
 
 build: $(STAMP)
 
-# The environment is used without activation. Without a C compiler the copy engine alone is installed, and pip says so.
+# Programs are run from $(VENV) without activating it. Without a C compiler only the copy engine is installed.
 $(STAMP): $(SOURCES)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fastvsock needs Python 3.11 or newer")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@$(BIN)/python -m pip install --quiet --require-hashes --only-binary=:all: --requirement $(LINTERS) \
-		|| echo "the linters of the workflows are not for this machine: their tests are skipped"
-	@$(BIN)/python -c 'from fastvsock.engines import choose; print("fastvsock: the", choose("auto"), "engine serves")'
+		|| echo "not every linter of $(LINTERS) could be installed: make lint cannot run, and their tests are skipped"
+	@$(BIN)/python -c 'from fastvsock.engines import choose; print("fastvsock: engine", choose("auto"))'
 	@touch $@
 
 demo: build
@@ -44,10 +51,14 @@ lint: build
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+format: build
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
 check: build
 	$(BIN)/python -m pytest
 
-# What is worth its time under emulation: the protocol, the relay, the chain, and each service once.
+# Tests are slow under emulation, so the VM runs a part: the protocol, the relay, the chain, and each service once.
 VM_TESTS := tests/emulator/test_protocol.py tests/connect/test_behaviour.py tests/vm \
 	tests/connect/test_side_by_side.py \
 	tests/service/test_relaying.py::test_every_connection_is_relayed \
@@ -75,21 +86,21 @@ validate-wheels:
 sdist:
 	$(PYTHON) -m wheels.build --sdist --output dist
 
-# What a release publishes; TAG, where given, must be that of the version.
+# What a release publishes, if this source still gives the bits of wheels/. TAG must be v and the version.
 dist:
 	rm -rf dist
 	$(PYTHON) -m wheels.build --check $(if $(TAG),--tag '$(TAG)')
 	$(PYTHON) -m wheels.build --sdist --output dist
 	cp wheels/*.whl dist
 
-# Pins anew what the .in files ask for. One resolution serves every Python and machine (uv, from PyPI).
+# Needs uv and PyPI. One resolution serves every Python and every machine.
 wheels-lock:
 	for pins in wheels/build wheels/audit wheels/run .github/lint; do \
 		uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
 			--no-emit-index-url --no-annotate --output-file $$pins.txt $$pins.in || exit 1; \
 	done
 
-# The same targets where the C library is musl.
+# The targets above, on a system whose C library is musl.
 ALPINE ?= python:3.13-alpine
 RUN ?= test
 alpine:
