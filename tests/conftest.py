@@ -5,7 +5,7 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,6 +39,38 @@ if TYPE_CHECKING:
     from support.services import FarEnd
 
 AGENT = ROOT / "tests" / "support" / "guest_agent.c"
+
+# Continuous integration accepts a skip whose reason begins so: the test is meant for another place, or needs what the
+# kernel or the user of this machine may not do. Every other skip is for a program or a package, which can be installed.
+ACCEPTED_SKIPS = ("by design: ", "this machine: ")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A test that skips for another reason than an accepted one fails where FASTVSOCK_REQUIRE_ALL=1."""
+    report = yield
+    fail_unaccepted_skip(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """The same for a module that skips as a whole."""
+    report = yield
+    fail_unaccepted_skip(report)
+    return report
+
+
+def fail_unaccepted_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
+    """Turn a report of a skip into one of a failure, unless its reason is accepted."""
+    if os.environ.get("FASTVSOCK_REQUIRE_ALL") != "1" or not report.skipped or hasattr(report, "wasxfail"):
+        return
+    assert isinstance(report.longrepr, tuple)
+    path, line, message = report.longrepr
+    reason = message.removeprefix("Skipped: ")
+    if not reason.startswith(ACCEPTED_SKIPS):
+        report.outcome = "failed"
+        report.longrepr = f"{path}:{line}: skipped ({reason}): FASTVSOCK_REQUIRE_ALL=1 asks for what this test needs"
 
 
 @pytest.fixture(params=ENGINES)
