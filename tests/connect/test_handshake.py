@@ -38,7 +38,7 @@ def test_the_connect_line_leaves_in_one_write(port: int, listener: Listener, tmp
     log = tmp_path / "calls"
     trace = [strace, "-f", "-qq", "-e", "trace=connect,write,writev,sendto,sendmsg,sendmmsg", "-o", str(log)]
     if subprocess.run([*trace, "true"], capture_output=True, timeout=HANG, check=False).returncode:
-        pytest.skip("strace(1) may not trace here")
+        pytest.skip("this machine: strace(1) may not trace")
     with started([*trace, *command(listener.uds, str(port))]) as child:
         listener.accept().close()
         assert child.wait(HANG) == 0

@@ -136,6 +136,6 @@ def test_a_long_path_without_proc_is_too_long(tmp_path: Path) -> None:
         pytest.skip("no unshare(1) here, by which to hide /proc")
     trial = subprocess.run([*no_proc, "true"], capture_output=True, timeout=HANG, check=False)
     if trial.returncode:
-        pytest.skip(f"/proc cannot be hidden here: {trial.stderr.decode().strip()}")
+        pytest.skip(f"this machine: /proc cannot be hidden: {trial.stderr.decode().strip()}")
     with listening(path):
         sentence(run_behind(no_proc, str(path), str(PORT)), f"{path}: the path is longer than", str(PORT), "shorter")

@@ -12,7 +12,7 @@ from support.guests import GUEST, Guest, accepted, connect, dial, receive, until
 def raise_descriptor_limit(least: int) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard < least:
-        pytest.skip(f"needs {least} descriptors")
+        pytest.skip(f"this machine: needs {least} descriptors")
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, least), hard))
 
 

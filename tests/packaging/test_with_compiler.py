@@ -26,7 +26,9 @@ def wheel(build_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return found
 
 
-@pytest.mark.skipif(bool(sysconfig.get_config_var("Py_GIL_DISABLED")), reason="no Limited API without the GIL yet")
+@pytest.mark.skipif(
+    bool(sysconfig.get_config_var("Py_GIL_DISABLED")), reason="by design: no Limited API without the GIL yet"
+)
 def test_the_wheel_is_for_every_python_from_3_11_on(wheel: Path) -> None:
     name, version, python, abi, platform = wheel.stem.split("-")
     assert (name, version, python, abi) == ("fastvsock", fastvsock.__version__, "cp311", "abi3")

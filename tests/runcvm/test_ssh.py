@@ -33,7 +33,7 @@ def needed(program: str) -> str:
 def guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with a VMM's socket `v.sock`, dropbear behind its ports 22 and 22222, and the `key` to log in with."""
     if os.geteuid() != 0 or subprocess.run(["unshare", "-m", "true"], check=False).returncode != 0:
-        pytest.skip("needs a mount namespace of its own")
+        pytest.skip("this machine: needs a mount namespace of its own")
     folder = tmp_path_factory.mktemp("guest")
     for name in ("key", "host"):
         command = [needed("dropbearkey"), "-t", "ed25519", "-f", str(folder / name)]

@@ -18,7 +18,7 @@ from support.installing import SCRIPTS, installed
 
 def test_the_owner_of_a_script_is_kept(bundle: Path) -> None:
     if os.geteuid() != 0:
-        pytest.skip("only root can give a file away")
+        pytest.skip("this machine: only root can give a file away")
     for name in SCRIPTS:
         os.chown(bundle / name, 1234, 1235)
     installed(bundle)
@@ -31,7 +31,7 @@ def without_chown(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """`fastvsock runcvm`, by root without CAP_CHOWN: as in a pod that drops all capabilities."""
     setpriv = shutil.which("setpriv")
     if os.geteuid() != 0 or setpriv is None:
-        pytest.skip("only root can lack that")
+        pytest.skip("this machine: only root can lack that")
     confined = [setpriv, "--bounding-set=-chown", "--inh-caps=-chown", sys.executable, "-m", "fastvsock", "runcvm"]
     return subprocess.run([*confined, *arguments], capture_output=True, text=True, timeout=HANG, check=False)
 

@@ -67,7 +67,7 @@ def test_a_passed_socket_of_another_family_is_told_in_a_sentence(far_end: FarEnd
         passed.bind((socket.VMADDR_CID_ANY, socket.VMADDR_PORT_ANY))
         passed.listen()
     except OSError as error:
-        pytest.skip(f"no AF_VSOCK here: {error}")
+        pytest.skip(f"this machine: no AF_VSOCK: {error}")
     with passed:
         done = subprocess.run(
             [*pass_as(passed.fileno(), 3), *service_command("proxy", far_end.uds, "7")],

@@ -46,7 +46,7 @@ def test_a_thousand_connections_at_once(far_end: FarEnd, engine: str) -> None:
     allow_descriptors(3 * count)
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     if hard < 9 * count:
-        pytest.skip(f"{count} connections take {9 * count} descriptors, and the hard limit is {hard}")
+        pytest.skip(f"this machine: {count} connections take {9 * count} descriptors, and the hard limit is {hard}")
     with serving("proxy", far_end.uds, "7", engine=engine) as proxy:
         idle = footprint(proxy)
         clients = [proxy.connect() for _ in range(count)]

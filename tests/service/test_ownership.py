@@ -126,7 +126,7 @@ def test_a_zombie_hides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_proc_the_same_user_decides(far_end: FarEnd, tmp_path: Path, where: str) -> None:
     inside = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs none /proc && exec "$@"', "sh"]
     if not shutil.which("unshare") or subprocess.run([*inside, "true"], capture_output=True, check=False).returncode:
-        pytest.skip("only root can take /proc away")
+        pytest.skip("this machine: only root can take /proc away")
     listen, script, address = ("127.0.0.1:0", ASK, "{port}")
     if where == "unix":
         listen, script, address = (f"unix:{tmp_path}/u", ASK_UNIX, "{uds}")

@@ -40,7 +40,7 @@ def test_a_port_file_that_is_a_device_stays(tmp_path: Path) -> None:
     try:
         os.mknod(path, stat.S_IFCHR | 0o666, os.makedev(1, 7))
     except PermissionError:
-        pytest.skip("only root makes devices")
+        pytest.skip("this machine: only root makes devices")
     with pytest.raises(errors.FastvsockError, match="No space left on device"):
         listening.PortFile(str(path), ADDRESS)
     assert stat.S_ISCHR(path.stat().st_mode)

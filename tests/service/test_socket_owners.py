@@ -58,5 +58,5 @@ def test_the_question_costs_the_same_however_many_connections_have_ended(monkeyp
         try:
             sockdiag._ask(sockdiag._ends(accepted, other=True))
         except OSError as error:
-            pytest.skip(f"netlink may not be used here: {error}")
+            pytest.skip(f"this machine: netlink may not be used: {error}")
         assert sockdiag.other_end(accepted)

@@ -28,7 +28,7 @@ from support import read_exactly, started, write_all
 from support.ssh import output, until_status
 
 pytestmark = [
-    pytest.mark.skipif(not os.environ.get("FASTVSOCK_VM"), reason="runs inside the VM harness"),
+    pytest.mark.skipif(not os.environ.get("FASTVSOCK_VM"), reason="by design: runs inside the VM harness"),
     pytest.mark.timeout(300),
 ]
 

@@ -12,7 +12,7 @@ import pytest
 
 from support import COMMAND, ROOT, Endpoint, pattern, read_exactly, started, summary, write_all
 
-pytestmark = pytest.mark.skipif(not os.environ.get("FASTVSOCK_VM"), reason="runs inside the VM harness")
+pytestmark = pytest.mark.skipif(not os.environ.get("FASTVSOCK_VM"), reason="by design: runs inside the VM harness")
 
 MIB = 8
 PIPELINE = ROOT / "bench" / "peers" / "pipeline.sh"

@@ -14,7 +14,7 @@ import watch
 from support import HANG, started
 
 pytestmark = pytest.mark.skipif(
-    bool(os.environ.get("FASTVSOCK_VM")), reason="runs outside, where the emulator is quick"
+    bool(os.environ.get("FASTVSOCK_VM")), reason="by design: runs outside, where the emulator is quick"
 )
 
 BOOT = """\
