@@ -1,5 +1,6 @@
 """The workflows on GitHub: linted, pinned, without more rights than they need, and without recipes of their own."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ from support import HANG, ROOT
 GITHUB = ROOT / ".github"
 WORKFLOWS = sorted((GITHUB / "workflows").glob("*.yml"))
 PIN = re.compile(r"[\w.-]+/[\w./-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+")
+CI = 'sudo env "PATH=$PATH" .ci/run'
 TARGETS = set(re.findall(r"(?m)^([a-z][a-z-]*):", (ROOT / "Makefile").read_text()))
 
 
@@ -58,9 +60,11 @@ def test_one_action_has_one_pin() -> None:
     assert len({use.partition("@")[0] for use in uses}) == len(uses)
 
 
-def test_every_step_that_runs_something_runs_a_make_target(workflow: str) -> None:
+def test_every_step_that_runs_something_runs_the_ci_or_a_make_target(workflow: str) -> None:
     # One line, one target: whoever wants to do by hand what a workflow does types the same.
     for line in re.findall(r"run:\s*(.*)", workflow):
+        if line == CI:
+            continue
         words = line.split()
         assert words[0] == "make", line
         assert words[1] in TARGETS, line
@@ -87,4 +91,37 @@ def test_every_supported_python_is_tested_on_both_machines_and_on_alpine() -> No
     text = (GITHUB / "workflows" / "test.yml").read_text()
     assert 'python: ["3.11", "3.12", "3.13", "3.14"]' in text
     assert text.count("runner: [ubuntu-24.04, ubuntu-24.04-arm]") == 2
+    assert f"- run: {CI}\n" in text
     assert "make alpine RUN=test" in text
+
+
+@pytest.mark.parametrize(
+    ("vm", "status", "made", "told"),
+    [
+        (0, 0, "test, then test-vm", ""),
+        (77, 0, "test", "skipped: make test-vm"),
+        (70, 70, "test", ""),
+    ],
+    ids=["the VM can run", "this machine cannot", "the VM is broken"],
+)
+def test_ci_requires_every_tool_and_names_what_it_skips(
+    vm: int, status: int, made: str, told: str, tmp_path: Path
+) -> None:
+    scripts = {
+        "bin/make": 'echo "made $1, $FASTVSOCK_REQUIRE_ALL"',
+        "bin/apt-get": "exit 0",
+        ".venv/bin/python": f"exit {vm}",
+    }
+    for name, text in scripts.items():
+        script = tmp_path / name
+        script.parent.mkdir(parents=True, exist_ok=True)
+        script.write_text(f"#!/bin/sh\n{text}\n")
+        script.chmod(0o755)
+    shutil.copytree(ROOT / ".ci", tmp_path / ".ci")
+    env = os.environ | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "FASTVSOCK_REQUIRE_ALL": "0"}
+    done = subprocess.run(
+        [tmp_path / ".ci" / "run"], env=env, capture_output=True, text=True, timeout=HANG, check=False
+    )
+    assert done.returncode == status
+    assert re.findall("made (.*)", done.stdout) == [f"{target}, 1" for target in made.split(", then ")]
+    assert told in done.stdout
