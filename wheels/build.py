@@ -18,7 +18,7 @@ import shlex
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -134,7 +134,7 @@ def build_sdist(output: Path) -> Path:
     tools = environment("build", host_interpreter().executable)
     with tempfile.TemporaryDirectory(prefix="sdist-", dir=cache()) as folder:
         source, made = Path(folder) / "source", Path(folder) / "made"
-        copy_source(source)
+        copy_source(source, (*sources(), *tests()))
         run([tools, "-m", "build", "--sdist", "--no-isolation", "--outdir", made, source], env=_environment(tools))
         output.mkdir(parents=True, exist_ok=True)
         (sdist,) = made.iterdir()
@@ -173,6 +173,13 @@ def sources() -> Iterator[Path]:
             yield path.relative_to(ROOT)
 
 
+def tests() -> Iterator[Path]:
+    """Every file of the tests, relative to the repository, sorted: an sdist holds those that MANIFEST.in takes."""
+    for path in sorted((ROOT / "tests").rglob("*")):
+        if path.is_file() and path.suffix != ".pyc":
+            yield path.relative_to(ROOT)
+
+
 def digest() -> str:
     """One SHA-256 over all that decides what the wheels are: the sources, the pins, and the recipe's constants."""
     total = hashlib.sha256(repr((HOST, EPOCH, CFLAGS, LDFLAGS, TARGETS)).encode())
@@ -181,9 +188,9 @@ def digest() -> str:
     return total.hexdigest()
 
 
-def copy_source(folder: Path) -> None:
-    """A clean copy of the source: the files alone, with the modes and the times that the wheel shall have."""
-    for path in sources():
+def copy_source(folder: Path, paths: Iterable[Path]) -> None:
+    """Copy files of the repository, and nothing else, with the modes and the times that the archive will have."""
+    for path in paths:
         copy = folder / path
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / path, copy)
@@ -193,7 +200,7 @@ def copy_source(folder: Path) -> None:
 
 def _build_one(target: Target, tools: Path, folder: Path) -> Path:
     source, made = folder / "source", folder / "made"
-    copy_source(source)
+    copy_source(source, sources())
     env = _environment(tools)
     env |= {
         "ZIG_GLOBAL_CACHE_DIR": str(cache() / "zig"),

@@ -1,6 +1,7 @@
 """The package, built with a C compiler: what the wheel and the sdist hold."""
 
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -61,19 +62,44 @@ def test_the_wheel_works_where_it_is_unpacked(wheel: Path, listener: Listener, t
     assert ended == (0, payload, b"")
 
 
-def test_the_sdist_builds_and_holds_all_that_a_build_needs(build_python: Path, tmp_path: Path) -> None:
-    tree = source(tmp_path / "src")
+@pytest.fixture(scope="session")
+def sdist(build_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The source distribution."""
+    folder = tmp_path_factory.mktemp("sdist")
+    tree = source(folder / "src")
+    shutil.copytree(ROOT / "tests", tree / "tests", ignore=shutil.ignore_patterns("__pycache__"))
     code = "import sys; from setuptools import build_meta; print(build_meta.build_sdist(sys.argv[1]))"
     built = subprocess.run(
-        [build_python, "-c", code, tmp_path], cwd=tree, capture_output=True, text=True, timeout=HANG, check=False
+        [build_python, "-c", code, folder], cwd=tree, capture_output=True, text=True, timeout=HANG, check=False
     )
     assert built.returncode == 0, built.stderr
-    archive = tmp_path / built.stdout.split()[-1]
-    with tarfile.open(archive) as tar:
+    return folder / built.stdout.split()[-1]
+
+
+def test_the_tests_of_the_sdist_can_be_collected(sdist: Path, tmp_path: Path) -> None:
+    subprocess.run(["tar", "-xf", sdist, "-C", tmp_path], check=True, timeout=HANG)
+    (unpacked,) = tmp_path.iterdir()
+    assert {"conftest.py", "guest_agent.c"} <= {path.name for path in (unpacked / "tests").rglob("*")}
+    collected = subprocess.run(
+        [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider"],
+        cwd=unpacked,
+        capture_output=True,
+        text=True,
+        timeout=2 * HANG,
+        check=False,
+    )
+    assert collected.returncode == 0, collected.stdout + collected.stderr
+    assert "test_handshake.py::" in collected.stdout
+    assert "test_workflows.py" not in collected.stdout
+
+
+def test_the_sdist_builds_and_holds_all_that_a_build_needs(build_python: Path, sdist: Path, tmp_path: Path) -> None:
+    with tarfile.open(sdist) as tar:
         names = {name.partition("/")[2] for name in tar.getnames()}
     assert "src/fastvsock/engines/_splice.pyx" in names
     assert {"setup.py", "pyproject.toml", "LICENSE", "README.md", "src/fastvsock/py.typed"} <= names
-    rebuilt = pip(build_python, "wheel", "--wheel-dir", tmp_path, archive, FASTVSOCK_REQUIRE_SPLICE="1")
+    assert not [name for name in names if name.endswith(("_splice.c", ".so", ".pyc"))]
+    rebuilt = pip(build_python, "wheel", "--wheel-dir", tmp_path, sdist, FASTVSOCK_REQUIRE_SPLICE="1")
     assert rebuilt.returncode == 0, rebuilt.stdout
     (wheel,) = tmp_path.glob("*.whl")
     assert [name for name in ZipFile(wheel).namelist() if name.endswith(".so")]
