@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from support import HANG, ROOT
+from wheels import common
 
 GITHUB = ROOT / ".github"
 WORKFLOWS = sorted((GITHUB / "workflows").glob("*.yml"))
@@ -125,3 +127,26 @@ def test_ci_requires_every_tool_and_names_what_it_skips(
     assert done.returncode == status
     assert re.findall("made (.*)", done.stdout) == [f"{target}, 1" for target in made.split(", then ")]
     assert told in done.stdout
+
+
+@pytest.mark.parametrize("path", sorted((GITHUB / "ISSUE_TEMPLATE").glob("[!c]*.yml")), ids=lambda path: path.name)
+def test_a_form_for_issues_is_one_that_github_shows(path: Path) -> None:
+    form = yaml.safe_load(path.read_text())
+    assert {"name", "description", "body"} <= set(form)
+    fields = [element for element in form["body"] if element["type"] != "markdown"]
+    assert {field["type"] for field in fields} <= {"checkboxes", "dropdown", "input", "textarea"}
+    assert all(field["attributes"]["label"] for field in fields)
+    assert len({field["id"] for field in fields}) == len(fields)
+
+
+def test_a_report_of_a_bug_brings_what_doctor_found() -> None:
+    form = yaml.safe_load((GITHUB / "ISSUE_TEMPLATE" / "bug.yml").read_text())
+    (doctor,) = (field for field in form["body"] if "fastvsock doctor --json" in field["attributes"].get("label", ""))
+    assert doctor["validations"]["required"]
+
+
+def test_the_changelog_has_a_section_for_this_version() -> None:
+    version = common.version().partition(".dev")[0]
+    sections = re.findall(r"(?m)^## (.*)", (GITHUB / "CHANGELOG.md").read_text())
+    named = f"[Unreleased] - {version}" if not common.is_release() else f"[{version}] - "
+    assert sections[0].startswith(named)
