@@ -86,7 +86,7 @@ validate-wheels:
 sdist:
 	$(PYTHON) -m wheels.build --sdist --output dist
 
-# What a release publishes, if this source still gives the bits of wheels/. TAG must be v and the version.
+# What a release publishes, if this source gives the bits of wheels/ and their validation was full. TAG: v and version.
 dist:
 	rm -rf dist
 	$(PYTHON) -m wheels.build --check $(if $(TAG),--tag '$(TAG)')

@@ -22,6 +22,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from wheels import report
 from wheels.common import (
     HERE,
     ROOT,
@@ -142,7 +143,7 @@ def build_sdist(output: Path) -> Path:
 
 
 def check(targets: list[Target]) -> int:
-    """Whether building once more gives the wheels that are shipped: 0 or 1."""
+    """Whether building again gives the wheels that are shipped and, of a release, were validated in full: 0 or 1."""
     known = shipped()
     if not known:
         raise Failed("no wheels are shipped yet: make wheels")
@@ -151,7 +152,10 @@ def check(targets: list[Target]) -> int:
     different = [name for name, built_digest in built.items() if known.get(name) != built_digest]
     for name in built:
         print(f"{name}: {'NOT what is shipped' if name in different else 'the same as shipped'}")
-    return 1 if different else 0
+    flaws = report.lacking(known) if is_release() else []
+    for flaw in flaws:
+        print(f"the record of the validation: {flaw}")
+    return 1 if different or flaws else 0
 
 
 def host_interpreter() -> Interpreter:

@@ -1,7 +1,11 @@
 """VALIDATION.md from the JSON report of `validate.py`: tables for a person, and no figure that the run did not give."""
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
+
+from wheels.common import HERE
 
 HEAD = """\
 # The wheels of fastvsock {version}, validated
@@ -49,6 +53,23 @@ def markdown(report: dict[str, Any]) -> str:
         _table(("wheel", *audits, "bytes"), outside),
     ]
     return "\n".join(parts)
+
+
+def lacking(wheels: dict[str, str], folder: Path = HERE) -> list[str]:
+    """What VALIDATION.json and VALIDATION.md in `folder` lack as a record of a full validation that accepted `wheels`.
+
+    `wheels` are names with their SHA-256.
+    """
+    report = json.loads((folder / "VALIDATION.json").read_text())
+    validated: list[Wheel] = report["wheels"]
+    flaws = {
+        "it was a quick run": report["quick"],
+        "it is of other wheels": {wheel["name"]: wheel["sha256"] for wheel in validated} != wheels,
+        "a wheel was rejected": any(wheel["reasons"] for wheel in validated),
+        "a wheel ran nowhere": not all(wheel["runs"] for wheel in validated),
+        "VALIDATION.md is not made from it": (folder / "VALIDATION.md").read_text() != markdown(report),
+    }
+    return [flaw for flaw, found in flaws.items() if found]
 
 
 def _measures(wheel: Wheel) -> list[tuple[str, ...]]:
