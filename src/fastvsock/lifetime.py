@@ -21,7 +21,7 @@ from contextlib import ExitStack
 from signal import SIGCHLD, SIGQUIT
 from time import monotonic, sleep
 
-from .children import ENDING, PASSED_ON, STACK, Child, Signal, Signals
+from .host.processes import ENDING, PASSED_ON, STACK, Child, Signal, Signals
 from .listening import Address, PortFile, notify, tell
 from .peer import adopt_orphans
 from .service import Connection, Service, say

@@ -20,7 +20,7 @@ from functools import partial
 from time import monotonic
 
 from . import errors, handshake
-from .children import Child, spawn
+from .host.processes import Child, spawn
 from .peer import is_closed
 from .relaying import GONE, PIECE, PeerRelay, Relay, RelayResult
 from .service import Connection, patiently, queued

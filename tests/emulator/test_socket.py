@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from fastvsock import socketfile
 from fastvsock.emulator import DEFAULT_SERVICES, Emulator, EmulatorError, Exec
+from fastvsock.host import socket_file
 from support import HANG
 from support.guests import SOON, connect, dial, failing
 
@@ -128,7 +128,7 @@ def test_of_several_emulators_that_find_a_stale_socket_one_wins(tmp_path: Path) 
 def test_an_emulator_waits_while_another_looks_at_a_stale_socket(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(socketfile, "LOCK_PATIENCE", HANG)
+    monkeypatch.setattr(socket_file, "LOCK_PATIENCE", HANG)
     with socket.socket(socket.AF_UNIX) as stale:
         stale.bind(str(tmp_path / "v.sock"))
     folder = os.open(tmp_path, os.O_RDONLY)
@@ -147,7 +147,7 @@ def test_an_emulator_waits_while_another_looks_at_a_stale_socket(
 def test_a_folder_that_somebody_keeps_locked_holds_up_neither_the_start_nor_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(socketfile, "LOCK_PATIENCE", 0.2)
+    monkeypatch.setattr(socket_file, "LOCK_PATIENCE", 0.2)
     with socket.socket(socket.AF_UNIX) as stale:
         stale.bind(str(tmp_path / "stale"))
     folder = os.open(tmp_path, os.O_RDONLY)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from fastvsock import peer, service, sockdiag
+from fastvsock import peer, service
+from fastvsock.host import sock_diag
 from support import HANG, started
 from support.services import FarEnd, connected, pass_as, service_command
 
@@ -40,9 +41,9 @@ def test_a_client_that_has_closed_since_it_was_met_is_known_by_its_user(monkeypa
         assert not connection.lost
 
 
-@pytest.mark.parametrize("remnant", [(sockdiag.TIME_WAIT, 0, 0), (sockdiag.FIN_WAIT2, 0, 0), None])
+@pytest.mark.parametrize("remnant", [(sock_diag.TIME_WAIT, 0, 0), (sock_diag.FIN_WAIT2, 0, 0), None])
 def test_a_client_that_was_gone_before_is_nobodys_and_what_it_sent_is_counted_as_lost(
-    monkeypatch: pytest.MonkeyPatch, remnant: sockdiag.Found | None
+    monkeypatch: pytest.MonkeyPatch, remnant: sock_diag.Found | None
 ) -> None:
     monkeypatch.setattr(peer, "other_end", lambda _: remnant)
     family = peer.Family()
@@ -69,7 +70,7 @@ def test_user_0_of_a_closed_socket_counts_only_where_the_kernel_keeps_users(
     monkeypatch.setattr(os, "getuid", lambda: 0)
     monkeypatch.setattr(os, "uname", lambda: type("", (), {"release": release}))
     with connected() as (_, accepted):
-        monkeypatch.setattr(peer, "other_end", lambda _: (sockdiag.FIN_WAIT1, 0, 0))
+        monkeypatch.setattr(peer, "other_end", lambda _: (sock_diag.FIN_WAIT1, 0, 0))
         family = peer.Family()
         assert family.refusal(met(accepted, family)) == refusal
 

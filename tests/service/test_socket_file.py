@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from fastvsock import socketfile
-from fastvsock.socketfile import SocketFile
+from fastvsock.host import socket_file
+from fastvsock.host.socket_file import SocketFile
 
 
 def test_a_datagram_socket_with_a_peer_is_left_alone(tmp_path: Path) -> None:
@@ -19,7 +19,7 @@ def test_a_datagram_socket_with_a_peer_is_left_alone(tmp_path: Path) -> None:
         held.bind(str(path))
         peer.bind(str(tmp_path / "peer"))
         held.connect(str(tmp_path / "peer"))
-        with SocketFile(str(path)) as file, pytest.raises(OSError, match=socketfile.IN_USE) as told:
+        with SocketFile(str(path)) as file, pytest.raises(OSError, match=socket_file.IN_USE) as told:
             file.listen(1)
     assert told.value.errno == errno.EADDRINUSE
     assert path.is_socket()

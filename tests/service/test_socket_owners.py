@@ -5,7 +5,8 @@ import socket
 
 import pytest
 
-from fastvsock import peer, sockdiag
+from fastvsock import peer
+from fastvsock.host import sock_diag
 from support.services import connected
 
 
@@ -16,7 +17,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     def broken(_: object) -> None:
         raise PermissionError(1, "not here")
 
-    monkeypatch.setattr(sockdiag, "_look_up" if request.param == "netlink" else "_ask", broken)
+    monkeypatch.setattr(sock_diag, "_look_up" if request.param == "netlink" else "_ask", broken)
     return str(request.param)
 
 
@@ -24,9 +25,9 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_the_other_end_is_told_by_user_and_inode(way: str, host: str) -> None:
     with connected(host) as (client, accepted):
         inode = os.fstat(client.fileno()).st_ino
-        assert sockdiag.other_end(accepted) == (1, os.getuid(), inode)
+        assert sock_diag.other_end(accepted) == (1, os.getuid(), inode)
         client.shutdown(socket.SHUT_WR)
-        found = sockdiag.other_end(accepted)
+        found = sock_diag.other_end(accepted)
         assert found
         assert found[1:] == (os.getuid(), inode), "a half-close is no close"
         assert not peer.is_closed(accepted)
@@ -40,23 +41,23 @@ def test_an_ipv4_client_of_a_socket_for_both_is_found(way: str) -> None:
         socket.create_connection(("127.0.0.1", server.getsockname()[1])) as client,
         server.accept()[0] as accepted,
     ):
-        assert sockdiag.other_end(accepted) == (1, os.getuid(), os.fstat(client.fileno()).st_ino)
+        assert sock_diag.other_end(accepted) == (1, os.getuid(), os.fstat(client.fileno()).st_ino)
 
 
 def test_a_kernel_that_knows_not_even_our_own_end_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sockdiag, "_ask", lambda _: None)  # as without the module tcp_diag
+    monkeypatch.setattr(sock_diag, "_ask", lambda _: None)  # as without the module tcp_diag
     with connected() as (client, accepted):
-        assert sockdiag.other_end(accepted) == (1, os.getuid(), os.fstat(client.fileno()).st_ino)
+        assert sock_diag.other_end(accepted) == (1, os.getuid(), os.fstat(client.fileno()).st_ino)
 
 
 def test_the_question_costs_the_same_however_many_connections_have_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     def all_of_them(_: object) -> None:
         raise AssertionError("the whole table was read")
 
-    monkeypatch.setattr(sockdiag, "_look_up", all_of_them)
+    monkeypatch.setattr(sock_diag, "_look_up", all_of_them)
     with connected() as (_, accepted):
         try:
-            sockdiag._ask(sockdiag._ends(accepted, other=True))
+            sock_diag._ask(sock_diag._ends(accepted, other=True))
         except OSError as error:
             pytest.skip(f"this machine: netlink may not be used: {error}")
-        assert sockdiag.other_end(accepted)
+        assert sock_diag.other_end(accepted)

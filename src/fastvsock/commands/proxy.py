@@ -8,9 +8,9 @@ from contextlib import ExitStack
 from functools import partial
 
 from .. import entry, errors, listening
-from ..children import Child, spawn
 from ..engines import ENGINES, choose
 from ..handshake import parse_port
+from ..host.processes import Child, spawn
 from ..lifetime import NEVER, Lifetime, Plan
 from ..listening import Address, Listener
 from ..peer import Family

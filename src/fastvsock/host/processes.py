@@ -16,8 +16,8 @@ import signal
 import threading
 from collections.abc import Callable, Mapping, Sequence
 
-from . import errors
-from .service import say
+from .. import errors
+from ..service import say
 
 SI_KERNEL = 0x80  # include/uapi/asm-generic/siginfo.h
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)

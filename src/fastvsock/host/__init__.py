@@ -1,0 +1,1 @@
+"""Linux, without a word about vsock: addresses, sockets' files, processes, sock_diag."""
