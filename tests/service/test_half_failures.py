@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from fastvsock import errors, proxy, relaying, service
+from fastvsock import errors, relaying
+from fastvsock.services import acceptor, handlers
 from support import HANG
 from support.services import FarEnd, ask, connect, eventually, receive, serving
 
@@ -15,14 +16,14 @@ def test_a_child_whose_relay_cannot_start_is_told_and_waited_for(monkeypatch: py
     def fail(*_: object, **__: object) -> None:
         raise errors.RelayError("cannot relay", errno.EIO)
 
-    monkeypatch.setattr(proxy, "PeerRelay", fail)
+    monkeypatch.setattr(handlers, "PeerRelay", fail)
     sock, guest = socket.socketpair()
     with guest:
         guest.sendall(b"what nobody reads")
-        serve = proxy.ToCommand(["sleep", str(HANG)], proxy.Terms(), (1024, 1024))
+        serve = handlers.ToCommand(["sleep", str(HANG)], handlers.Terms(), (1024, 1024))
         guest.shutdown(socket.SHUT_WR)
         with pytest.raises(errors.RelayError):
-            serve(service.Connection(sock, "it"))
+            serve(acceptor.Connection(sock, "it"))
         assert serve.status == 143
         assert receive(guest) == b""
 

@@ -55,4 +55,6 @@ def test_wrong_usage_is_told_in_a_sentence(tmp_path: Path, arguments: list[str],
 def test_the_services_stay_out_of_the_way_of_the_connect_program() -> None:
     script = "import sys; from fastvsock import entry; print(*(m for m in sys.modules if 'fastvsock' in m))"
     done = subprocess.run([command()[0], "-c", script], stdout=subprocess.PIPE, timeout=HANG, check=True)
-    assert not {b"fastvsock.service", b"fastvsock.proxy", b"fastvsock.listening"} & set(done.stdout.split())
+    assert not {b"fastvsock.services.acceptor", b"fastvsock.services.handlers", b"fastvsock.services.announce"} & set(
+        done.stdout.split()
+    )

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from fastvsock import peer, service
 from fastvsock.host import sock_diag
+from fastvsock.services import acceptor, ownership
 from support import HANG, started
 from support.services import FarEnd, connected, pass_as, service_command
 
@@ -24,20 +24,20 @@ ASK_UNIX = (
 )
 
 
-def met(accepted: socket.socket, family: peer.Family) -> service.Connection:
-    connection = service.Connection(accepted, "it")
+def met(accepted: socket.socket, family: ownership.Family) -> acceptor.Connection:
+    connection = acceptor.Connection(accepted, "it")
     family.meet(connection)
     return connection
 
 
 def test_a_client_that_has_closed_since_it_was_met_is_known_by_its_user(monkeypatch: pytest.MonkeyPatch) -> None:
-    family = peer.Family()
+    family = ownership.Family()
     with connected() as (client, accepted):
         connection = met(accepted, family)
         client.close()
         assert family.refusal(connection) == ""
         monkeypatch.setattr(os, "getuid", lambda: 4711)
-        assert family.refusal(connection) == peer.STRANGER
+        assert family.refusal(connection) == ownership.STRANGER
         assert not connection.lost
 
 
@@ -45,33 +45,33 @@ def test_a_client_that_has_closed_since_it_was_met_is_known_by_its_user(monkeypa
 def test_a_client_that_was_gone_before_is_nobodys_and_what_it_sent_is_counted_as_lost(
     monkeypatch: pytest.MonkeyPatch, remnant: sock_diag.Found | None
 ) -> None:
-    monkeypatch.setattr(peer, "other_end", lambda _: remnant)
-    family = peer.Family()
+    monkeypatch.setattr(ownership, "other_end", lambda _: remnant)
+    family = ownership.Family()
     with connected() as (client, accepted):
         connection = met(accepted, family)
-        assert (family.refusal(connection), connection.lost) == (peer.CLOSED, False)
+        assert (family.refusal(connection), connection.lost) == (ownership.CLOSED, False)
         client.sendall(b"x")
-        assert (family.refusal(connection), connection.lost) == (peer.LOST, True)
+        assert (family.refusal(connection), connection.lost) == (ownership.LOST, True)
 
 
 def test_a_client_that_broke_off_is_no_loss() -> None:
-    family = peer.Family()
+    family = ownership.Family()
     with connected() as (client, accepted):
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         client.close()  # a reset
         connection = met(accepted, family)
-        assert (family.refusal(connection), connection.lost) == (peer.BROKEN, False)
+        assert (family.refusal(connection), connection.lost) == (ownership.BROKEN, False)
 
 
-@pytest.mark.parametrize(("release", "refusal"), [("6.16.0", peer.CLOSED), ("6.17.0-rc1", "")])
+@pytest.mark.parametrize(("release", "refusal"), [("6.16.0", ownership.CLOSED), ("6.17.0-rc1", "")])
 def test_user_0_of_a_closed_socket_counts_only_where_the_kernel_keeps_users(
     monkeypatch: pytest.MonkeyPatch, release: str, refusal: str
 ) -> None:
     monkeypatch.setattr(os, "getuid", lambda: 0)
     monkeypatch.setattr(os, "uname", lambda: type("", (), {"release": release}))
     with connected() as (_, accepted):
-        monkeypatch.setattr(peer, "other_end", lambda _: (sock_diag.FIN_WAIT1, 0, 0))
-        family = peer.Family()
+        monkeypatch.setattr(ownership, "other_end", lambda _: (sock_diag.FIN_WAIT1, 0, 0))
+        family = ownership.Family()
         assert family.refusal(met(accepted, family)) == refusal
 
 
@@ -79,11 +79,11 @@ def test_where_nothing_can_be_told_it_is_said(monkeypatch: pytest.MonkeyPatch) -
     def broken(_: object) -> None:
         raise FileNotFoundError
 
-    monkeypatch.setattr(peer, "other_end", broken)
+    monkeypatch.setattr(ownership, "other_end", broken)
     with connected() as (_, accepted):
-        family = peer.Family()
+        family = ownership.Family()
         connection = met(accepted, family)
-        assert family.refusal(connection) == peer.UNTOLD
+        assert family.refusal(connection) == ownership.UNTOLD
         assert connection.lost
 
 
@@ -92,7 +92,7 @@ def test_a_descendant_that_proc_hides_is_taken_for_root_or_ourselves(
     monkeypatch: pytest.MonkeyPatch, error: type[OSError]
 ) -> None:
     with started(["sleep", str(HANG)]) as hidden, connected() as (_, accepted):
-        listdir, read = os.listdir, peer._read
+        listdir, read = os.listdir, ownership._read
 
         def hide(path: str) -> str:
             if path.startswith(f"/proc/{hidden.pid}"):
@@ -100,13 +100,15 @@ def test_a_descendant_that_proc_hides_is_taken_for_root_or_ourselves(
             return path
 
         monkeypatch.setattr(os, "listdir", lambda path: listdir(hide(path)))
-        monkeypatch.setattr(peer, "_read", lambda path: read(hide(path)))
+        monkeypatch.setattr(ownership, "_read", lambda path: read(hide(path)))
         monkeypatch.setattr(os.path, "exists", lambda path: not path.startswith(f"/proc/{hidden.pid}"))
-        family = peer.Family()
-        assert family.refusal(service.Connection(accepted, "it")) == peer.STRANGER, "sleep was there before the family"
+        family = ownership.Family()
+        assert family.refusal(acceptor.Connection(accepted, "it")) == ownership.STRANGER, (
+            "sleep was there before the family"
+        )
         family._strangers = set()
-        assert family.refusal(service.Connection(accepted, "it")) == ""
-        assert peer._users(hidden.pid) == {0, os.getuid()}
+        assert family.refusal(acceptor.Connection(accepted, "it")) == ""
+        assert ownership._users(hidden.pid) == {0, os.getuid()}
 
 
 def test_a_zombie_hides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,7 +121,7 @@ def test_a_zombie_hides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         raise PermissionError  # what everybody but root gets for it
 
     monkeypatch.setattr(os, "listdir", listdir)
-    assert peer._has_open(pid, 1) is False
+    assert ownership._has_open(pid, 1) is False
     os.waitpid(pid, 0)
 
 

@@ -8,17 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from fastvsock import errors, listening
+from fastvsock import errors
+from fastvsock.services import announce
 from support import HANG, started
 from support.services import FarEnd, eventually, service_command
 
-ADDRESS = listening.Address("127.0.0.1", 4711)
+ADDRESS = announce.Address("127.0.0.1", 4711)
 
 
 def test_a_port_file_that_is_a_symlink_is_written_through_and_stays(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("something longer than a port")
     (tmp_path / "link").symlink_to("file")
-    listening.PortFile(str(tmp_path / "link"), ADDRESS).remove()
+    announce.PortFile(str(tmp_path / "link"), ADDRESS).remove()
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "file").read_text() == "4711\n"
 
@@ -29,7 +30,7 @@ def test_a_port_file_that_is_a_fifo_gets_the_line_and_stays(tmp_path: Path) -> N
     read: list[str] = []
     reader = threading.Thread(target=lambda: read.append(path.read_text()))
     reader.start()
-    listening.PortFile(str(path), ADDRESS).remove()
+    announce.PortFile(str(path), ADDRESS).remove()
     reader.join(HANG)
     assert read == ["4711\n"]
     assert stat.S_ISFIFO(path.stat().st_mode)
@@ -42,7 +43,7 @@ def test_a_port_file_that_is_a_device_stays(tmp_path: Path) -> None:
     except PermissionError:
         pytest.skip("this machine: only root makes devices")
     with pytest.raises(errors.FastvsockError, match="No space left on device"):
-        listening.PortFile(str(path), ADDRESS)
+        announce.PortFile(str(path), ADDRESS)
     assert stat.S_ISCHR(path.stat().st_mode)
 
 
@@ -52,19 +53,19 @@ def test_what_cannot_be_replaced_leaves_no_draft_behind(tmp_path: Path, monkeypa
 
     monkeypatch.setattr(os, "rename", fail)
     with pytest.raises(errors.FastvsockError, match="Input/output error"):
-        listening.PortFile(str(tmp_path / "port"), ADDRESS)
+        announce.PortFile(str(tmp_path / "port"), ADDRESS)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_draft_of_one_that_was_killed_is_in_nobodys_way(tmp_path: Path) -> None:
     (tmp_path / f".port.{os.getpid()}").touch()  # in containers, pids come back
-    listening.PortFile(str(tmp_path / "port"), ADDRESS)
+    announce.PortFile(str(tmp_path / "port"), ADDRESS)
     assert (tmp_path / "port").read_text() == "4711\n"
 
 
 def test_a_path_that_is_no_text_is_written_as_it_is(tmp_path: Path) -> None:
     path = os.fsdecode(b"/run/\xff")
-    listening.PortFile(str(tmp_path / "port"), listening.Address(path=path))
+    announce.PortFile(str(tmp_path / "port"), announce.Address(path=path))
     assert (tmp_path / "port").read_bytes() == b"/run/\xff\n"
 
 

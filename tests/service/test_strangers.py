@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fastvsock import peer, service
+from fastvsock.services import acceptor, ownership
 from support import HANG, started
 from support.services import FarEnd, connect, receive, service_command
 
@@ -55,17 +55,17 @@ def test_a_descendants_connection_is_served(far_end: FarEnd, script: str) -> Non
 
 
 def test_where_a_descendant_cannot_be_looked_into_its_user_decides(monkeypatch: pytest.MonkeyPatch) -> None:
-    family = peer.Family()
+    family = ownership.Family()
     with (
         started(["sleep", str(HANG)]),
         socket.create_server(("127.0.0.1", 0)) as server,
         socket.create_connection(server.getsockname()),
     ):
         sock, _ = server.accept()
-        connection = service.Connection(sock, "this process' own")
-        assert family.refusal(connection) == peer.STRANGER, "for it is its parent's, not sleep's"
-        monkeypatch.setattr(peer, "_has_open", lambda pid, inode: None)
+        connection = acceptor.Connection(sock, "this process' own")
+        assert family.refusal(connection) == ownership.STRANGER, "for it is its parent's, not sleep's"
+        monkeypatch.setattr(ownership, "_has_open", lambda pid, inode: None)
         assert not family.refusal(connection)
-        monkeypatch.setattr(peer, "_users", lambda pid: {os.getuid() + 1})
-        assert family.refusal(connection) == peer.STRANGER
+        monkeypatch.setattr(ownership, "_users", lambda pid: {os.getuid() + 1})
+        assert family.refusal(connection) == ownership.STRANGER
         sock.close()

@@ -4,12 +4,13 @@ import argparse
 import os
 from contextlib import ExitStack
 
-from .. import errors, listening
+from .. import errors
 from ..handshake import parse_port
-from ..lifetime import Plan
-from ..listening import Address
-from ..proxy import Terms, ToCommand, ToSocket, ToStdio
-from ..service import prepare_process
+from ..services import announce
+from ..services.acceptor import prepare_process
+from ..services.announce import Address
+from ..services.handlers import Terms, ToCommand, ToSocket, ToStdio
+from ..services.lifecycle import Plan
 from .proxy import add_options, begin, live, path, split
 
 SUMMARY = "take the connections that a guest makes to a port of the host (CID 2)"
@@ -40,7 +41,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--mode",
         type=octal,
-        default=listening.OWNER_ONLY,
+        default=announce.OWNER_ONLY,
         help="the socket's mode, for a VMM of another user (default 600)",
     )
     add_options(parser)
@@ -66,9 +67,9 @@ def run(options: argparse.Namespace, command: list[str]) -> int:
     else:
         serve = ToStdio(terms)
     with ExitStack() as closing:
-        listeners = listening.passed(os.environ, remote=options.allow_remote)
+        listeners = announce.passed(os.environ, remote=options.allow_remote)
         if not listeners:
-            listeners.append(listening.open_listener(address, options.mode))
+            listeners.append(announce.open_listener(address, options.mode))
         for listener in listeners:
             closing.callback(listener.close)
         plan = Plan(

@@ -7,15 +7,16 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 
-from .. import entry, errors, listening
+from .. import entry, errors
 from ..engines import ENGINES, choose
 from ..handshake import parse_port
 from ..host.processes import Child, spawn
-from ..lifetime import NEVER, Lifetime, Plan
-from ..listening import Address, Listener
-from ..peer import Family
-from ..proxy import Terms, ToGuest
-from ..service import MAX_CONNECTIONS, Connection, Service, affordable, prepare_process, say
+from ..services import announce
+from ..services.acceptor import MAX_CONNECTIONS, Connection, Service, affordable, prepare_process, say
+from ..services.announce import Address, Listener
+from ..services.handlers import Terms, ToGuest
+from ..services.lifecycle import NEVER, Lifetime, Plan
+from ..services.ownership import Family
 
 SUMMARY = "listen on a port or a Unix socket, and join each connection to a port inside a microVM"
 DEFAULT = "127.0.0.1:0"
@@ -76,10 +77,10 @@ def run(options: argparse.Namespace, command: list[str]) -> int:
     life = begin(options, bool(command))
     limit = prepare_process()
     with ExitStack() as closing:
-        listeners = listening.passed(os.environ, remote=options.allow_remote)
+        listeners = announce.passed(os.environ, remote=options.allow_remote)
         if not listeners:
-            address = listening.parse(options.listen, remote=options.allow_remote)
-            listeners.append(listening.open_listener(address))
+            address = announce.parse(options.listen, remote=options.allow_remote)
+            listeners.append(announce.open_listener(address))
         for listener in listeners:
             closing.callback(listener.close)
         plan = Plan(
@@ -98,7 +99,7 @@ def begin(options: argparse.Namespace, with_command: bool) -> Lifetime:
     """What a service does before it opens anything: find out what cannot be, and take the signals."""
     entry.fill_closed()
     if options.ready_fd is not None:
-        listening.check_ready(options.ready_fd)
+        announce.check_ready(options.ready_fd)
     choose(options.engine)  # a wrong one shall not be told by the first connection
     return Lifetime(with_command)
 
@@ -147,9 +148,9 @@ def live(
     """Run the service that the options and the plan describe, to its end, and return the exit status."""
     service = Service(listeners, serve, 1 if plan.once else affordable(options.max_connections), family)
     if options.metrics is not None:
-        from ..metrics import serve_metrics  # its start is not for those who do not ask
+        from ..services.metrics import serve_metrics  # its start is not for those who do not ask
 
-        serve_metrics(listening.parse(options.metrics, remote=options.allow_remote), service)
+        serve_metrics(announce.parse(options.metrics, remote=options.allow_remote), service)
     return life.run(service, plan)
 
 

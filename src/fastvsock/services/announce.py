@@ -16,8 +16,8 @@ import stat
 from collections.abc import Callable
 from time import sleep
 
-from . import errors
-from .host.socket_file import SocketFile
+from .. import errors
+from ..host.socket_file import SocketFile
 
 BACKLOG = 4096  # the kernel's own cap, net.core.somaxconn, since Linux 5.4
 FIRST_PASSED = 3  # SD_LISTEN_FDS_START of sd_listen_fds(3)

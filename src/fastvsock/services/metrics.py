@@ -5,9 +5,9 @@ The counts are read when somebody asks for them, so a service that nobody asks p
 
 from collections.abc import Iterator
 
-from . import errors
-from .listening import Address
-from .service import Service, say
+from .. import errors
+from .acceptor import Service, say
+from .announce import Address
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

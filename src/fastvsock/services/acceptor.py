@@ -24,10 +24,10 @@ from collections import deque
 from collections.abc import Callable
 from time import monotonic, sleep
 
-from . import errors
-from .engines import _copy  # noqa: F401 (once descriptors are short, the engine to fall back to could not be loaded)
-from .listening import BACKLOG, Listener
-from .relaying import Relay, RelayResult
+from .. import errors
+from ..engines import _copy  # noqa: F401 (once descriptors are short, the engine to fall back to could not be loaded)
+from ..relaying import Relay, RelayResult
+from .announce import BACKLOG, Listener
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

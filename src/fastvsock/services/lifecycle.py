@@ -21,10 +21,10 @@ from contextlib import ExitStack
 from signal import SIGCHLD, SIGQUIT
 from time import monotonic, sleep
 
-from .host.processes import ENDING, PASSED_ON, STACK, Child, Signal, Signals
-from .listening import Address, PortFile, notify, tell
-from .peer import adopt_orphans
-from .service import Connection, Service, say
+from ..host.processes import ENDING, PASSED_ON, STACK, Child, Signal, Signals
+from .acceptor import Connection, Service, say
+from .announce import Address, PortFile, notify, tell
+from .ownership import adopt_orphans
 
 NEVER = float("inf")
 QUIET = 0.5  # seconds; as relay.LINGER: silence for so long is an end

@@ -19,11 +19,11 @@ from contextlib import ExitStack, closing
 from functools import partial
 from time import monotonic
 
-from . import errors, handshake
-from .host.processes import Child, spawn
-from .peer import is_closed
-from .relaying import GONE, PIECE, PeerRelay, Relay, RelayResult
-from .service import Connection, patiently, queued
+from .. import errors, handshake
+from ..host.processes import Child, spawn
+from ..relaying import GONE, PIECE, PeerRelay, Relay, RelayResult
+from .acceptor import Connection, patiently, queued
+from .ownership import is_closed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

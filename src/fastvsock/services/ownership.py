@@ -22,8 +22,8 @@ import struct
 import termios
 from time import sleep
 
-from .host.sock_diag import FIN_WAIT2, TIME_WAIT, Found, other_end
-from .service import Connection, queued
+from ..host.sock_diag import FIN_WAIT2, TIME_WAIT, Found, other_end
+from .acceptor import Connection, queued
 
 PR_SET_CHILD_SUBREAPER = 36  # include/uapi/linux/prctl.h
 LOOKS = 3  # a process that changes parents may be missed by one look at the tree
