@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fastvsock.emulator import DEFAULT_SERVICES, Emulator, Exec, Service
+from fastvsock.emulator.emulator import DEFAULT_SERVICES, Emulator, Exec, Service
 from support.guests import GUEST, SHELL, Guest
 
 

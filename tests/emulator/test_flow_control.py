@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from fastvsock import emulator as emulator_module
-from fastvsock.emulator import Emulator
+from fastvsock.emulator import emulator as emulator_module
+from fastvsock.emulator.emulator import Emulator
 from support import HANG, pattern
 from support.guests import (
     GUEST,

@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from fastvsock.emulator import Emulator
+from fastvsock.emulator.emulator import Emulator
 from support.guests import SHELL, connect, drain, receive
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from fastvsock import emulator as emulator_module
-from fastvsock.emulator import Emulator, Exec, Tcp, discard
+from fastvsock.emulator import emulator as emulator_module
+from fastvsock.emulator.emulator import Emulator, Exec, Tcp, discard
 from support import HANG, pattern
 from support.guests import SHELL, accepted, connect, dial, drain, receive, until
 

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from fastvsock.emulator import Emulator
+from fastvsock.emulator.emulator import Emulator
 from support import pattern
 from support.guests import NOBODY, accepted, connect, dial, receive
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fastvsock.emulator import DEFAULT_SERVICES, Emulator, EmulatorError, Exec
+from fastvsock.emulator.emulator import DEFAULT_SERVICES, Emulator, EmulatorError, Exec
 from fastvsock.host import socket_file
 from support import HANG
 from support.guests import SOON, connect, dial, failing

@@ -8,7 +8,7 @@ import sys
 from functools import partial
 from types import FrameType
 
-from ..emulator import DEFAULT_SERVICES, Emulator, Exec, Service, Tcp, chargen, discard, echo
+from ..emulator.emulator import DEFAULT_SERVICES, Emulator, Exec, Service, Tcp, chargen, discard, echo
 from ..errors import UsageError, shown
 from ..handshake import parse_port
 

@@ -36,10 +36,10 @@ from time import monotonic
 from types import TracebackType
 from typing import NamedTuple
 
-from .errors import EmulatorError as EmulatorError
-from .errors import shown
-from .handshake import MAX_PORT
-from .host.socket_file import SocketFile
+from ..errors import EmulatorError as EmulatorError
+from ..errors import shown
+from ..handshake import MAX_PORT
+from ..host.socket_file import SocketFile
 
 MAX_CONNECTIONS = 1023  # unix/mod.rs
 FIRST_HOST_PORT = 1 << 30  # muxer.rs
