@@ -98,11 +98,11 @@ def test_an_error_tells_a_caller_nothing_of_command_lines(error: fastvsock.Fastv
 
 
 def test_every_error_of_the_package_is_at_home_in_one_place() -> None:
-    from fastvsock import benchmark
     from fastvsock.emulator import emulator
+    from fastvsock.selfbench import sampling
 
     assert emulator.EmulatorError is errors.EmulatorError
-    assert benchmark.BenchmarkError is errors.BenchmarkError
+    assert sampling.BenchmarkError is errors.BenchmarkError
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,9 @@ from contextlib import ExitStack
 from statistics import median
 from types import FrameType
 
-from .. import benchmark, errors, handshake
-from ..benchmark import Sample
+from .. import errors, handshake
+from ..selfbench import sampling
+from ..selfbench.sampling import Sample
 
 SUMMARY = "splice against copy on this machine, or through a VM: throughput and CPU time"
 GIB = 1 << 30
@@ -36,7 +37,7 @@ def main(arguments: list[str]) -> int:
     """Run the subcommand and return the exit status."""
     options = _parse(arguments)
     ports = _ports(options)
-    for number in benchmark.SIGNALS:
+    for number in sampling.SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup, and a shell's background jobs, mean it so
             signal.signal(number, _end)
     try:
@@ -47,7 +48,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _end(number: int, frame: FrameType | None) -> None:
-    for later in benchmark.SIGNALS:  # one is enough
+    for later in sampling.SIGNALS:  # one is enough
         signal.signal(later, signal.SIG_IGN)
     raise Ended(number)
 
@@ -55,12 +56,12 @@ def _end(number: int, frame: FrameType | None) -> None:
 def measure(options: argparse.Namespace, ports: dict[str, int]) -> list[dict[str, dict[str, Sample]]]:
     """The samples of each round. A signal interrupts the measuring only, not what is made before and cleared after."""
     found: list[dict[str, dict[str, Sample]]] = []
-    with benchmark.signals_held_off(), ExitStack() as stack:
-        uds = options.uds or stack.enter_context(benchmark.far_end())
+    with sampling.signals_held_off(), ExitStack() as stack:
+        uds = options.uds or stack.enter_context(sampling.far_end())
         stack.callback(_show_progress, None)
-        with benchmark.signals_held_off(hold=False):
+        with sampling.signals_held_off(hold=False):
             _show_progress(0.0)
-            for samples in benchmark.compare(uds, ports, options.seconds, options.rounds):
+            for samples in sampling.compare(uds, ports, options.seconds, options.rounds):
                 found.append(samples)
                 _show_progress(len(found) / options.rounds)
     return found
@@ -91,9 +92,9 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 def _ports(options: argparse.Namespace) -> dict[str, int]:
     if options.port is None:
-        return benchmark.PORTS
+        return sampling.PORTS
     port = handshake.parse_port(options.port)
-    return {options.way or ("down" if port == benchmark.CHARGEN else "up"): port}
+    return {options.way or ("down" if port == sampling.CHARGEN else "up"): port}
 
 
 def report(found: list[dict[str, dict[str, Sample]]], uds: str | None) -> str:
@@ -106,7 +107,7 @@ def report(found: list[dict[str, dict[str, Sample]]], uds: str | None) -> str:
         f"{'':6}{'engine':14}{'GiB/s':>8}{'CPU s/GiB':>12}",
     ]
     for way in found[0]:
-        both = {engine: [samples[way][engine] for samples in found] for engine in benchmark.ENGINES}
+        both = {engine: [samples[way][engine] for samples in found] for engine in sampling.ENGINES}
         for engine, samples in both.items():
             used = "/".join(sorted({sample.engine for sample in samples}))
             told = engine if used == engine else f"{engine} ({used})"

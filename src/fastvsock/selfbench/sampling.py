@@ -27,11 +27,11 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import NoReturn
 
-from . import handshake
-from .engines import choose
-from .errors import BenchmarkError as BenchmarkError
-from .errors import shown
-from .relaying import Relay
+from .. import handshake
+from ..engines import choose
+from ..errors import BenchmarkError as BenchmarkError
+from ..errors import shown
+from ..relaying import Relay
 
 DISCARD, CHARGEN = 9, 19  # RFC 863, RFC 864
 PORTS = {"up": DISCARD, "down": CHARGEN}
