@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fastvsock.runcvm import bundle as bundle_module
-from fastvsock.runcvm import install, package
+from fastvsock.runcvm import install, payload
 from fastvsock.runcvm.bundle import Ran
 from support.bundles import make_bundle, snapshot
 from support.installing import LAUNCHER
@@ -39,11 +39,11 @@ def killed_at(step: int, work: Callable[[], None]) -> bool:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
 
 
-SMALL = package.Package({"fastvsock/__init__.py": b'__version__ = "0.1.0"\n', "fastvsock/entry.py": b"#\n"}, "a test")
-NEWER = package.Package({**SMALL.files, "fastvsock/entry.py": b"# newer\n"}, "a test")
+SMALL = payload.Package({"fastvsock/__init__.py": b'__version__ = "0.1.0"\n', "fastvsock/entry.py": b"#\n"}, "a test")
+NEWER = payload.Package({**SMALL.files, "fastvsock/entry.py": b"# newer\n"}, "a test")
 
 
-def install_now(bundle: Path, files: package.Package, proxy: bool = False) -> None:
+def install_now(bundle: Path, files: payload.Package, proxy: bool = False) -> None:
     """What `install` does, in this process."""
     with install.opened(str(bundle), lock=True) as root:
         install.apply(root, install.plan_install(root, files, proxy=proxy))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fastvsock.runcvm.root import BundleError, Meta, Root
+from fastvsock.runcvm.bundle_files import BundleError, Meta, Root
 from support.bundles import runcvm, snapshot
 from support.installing import SCRIPTS, installed, launched
 

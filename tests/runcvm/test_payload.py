@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fastvsock.runcvm import bundle as bundle_module
-from fastvsock.runcvm import package
+from fastvsock.runcvm import payload
 from support.bundles import OTHER_MACHINE, of_another_machine, put, snapshot
 from support.installing import LAUNCHER, installed, make_wheel
 
@@ -62,7 +62,7 @@ def test_a_musl_bundle_is_known_by_its_dynamic_linker(bundle: Path) -> None:
     (bundle / "lib/ld").unlink()
     os.rename(next((bundle / "lib").glob("ld-linux*")), bundle / "lib/ld-musl-x86_64.so.1")
     (bundle / "lib/ld").symlink_to("./ld-musl-x86_64.so.1")
-    if any(package.installed().engine()):
+    if any(payload.installed().engine()):
         assert "glibc, the bundle is x86_64 musl: it is left out" in installed(bundle).stderr
 
 

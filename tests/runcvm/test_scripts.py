@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fastvsock.runcvm.scripts import Unknown, add_alias, end_proxy
+from fastvsock.runcvm.script_edits import Unknown, add_alias, end_proxy
 from support import HANG
 from support.bundles import ALIASES, RECORD, SHAPES, SHELL_SCRIPTS, called, exec_script, make_bundle, put
 

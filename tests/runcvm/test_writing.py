@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fastvsock.runcvm.root import BundleError, Meta, Root
+from fastvsock.runcvm.bundle_files import BundleError, Meta, Root
 from support import HANG
 from support.bundles import runcvm, snapshot
 from support.installing import SCRIPTS, installed

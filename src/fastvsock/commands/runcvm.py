@@ -80,9 +80,9 @@ def _add_manifest(manifest: argparse.ArgumentParser) -> None:
 
 
 def _install(options: argparse.Namespace) -> int:
-    from ..runcvm import install, package
+    from ..runcvm import install, payload
 
-    files = package.from_wheel(options.wheel) if options.wheel else package.installed()
+    files = payload.from_wheel(options.wheel) if options.wheel else payload.installed()
     with install.opened(options.root, lock=not options.dry_run) as root:
         plan = install.plan_install(root, files, proxy=options.proxy)
         _show(plan, options)
@@ -110,7 +110,7 @@ def _uninstall(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace) -> int:
     from ..runcvm import check, install
-    from ..runcvm.root import BundleError
+    from ..runcvm.bundle_files import BundleError
 
     try:
         with install.opened(options.root, lock=False) as root:

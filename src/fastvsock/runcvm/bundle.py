@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from .package import Build, build_of
-from .root import BundleError, CircleError, Root
+from .bundle_files import BundleError, CircleError, Root
+from .payload import Build, build_of
 
 DEFAULTS = "scripts/runcvm-ctr-defaults"
 EXEC = "scripts/runcvm-ctr-exec"

@@ -18,11 +18,11 @@ from time import perf_counter
 from typing import Any
 
 from .. import engines, errors, handshake
-from . import scripts
+from . import script_edits
 from .bundle import ADD_PYTHON, DEFAULTS, EXEC, Bundle, run
+from .bundle_files import BundleError, Root
 from .install import uses_umbrella
-from .package import CONNECT, HOME, UMBRELLA, is_launcher
-from .root import BundleError, Root
+from .payload import CONNECT, HOME, UMBRELLA, is_launcher
 
 OK, WARNING, FAILED = "ok", "warning", "failed"
 GLOBAL_PORT = 22222  # RunCVM's one proxy for all
@@ -142,8 +142,8 @@ def _tar(bundle: Bundle) -> Finding:
 def _aliases(bundle: Bundle) -> Finding:
     text = _script(bundle, DEFAULTS)
     try:
-        there = scripts.add_alias(text) == text
-    except scripts.Unknown as error:
+        there = script_edits.add_alias(text) == text
+    except script_edits.Unknown as error:
         advice = "see that it makes a function for tar that runs it through lib/ld"
         return Finding("aliases", WARNING, f"{DEFAULTS} has a shape that is not known: {error}", advice)
     if there:
@@ -154,8 +154,8 @@ def _aliases(bundle: Bundle) -> Finding:
 def _exec(bundle: Bundle) -> Finding:
     text = _script(bundle, EXEC)
     try:
-        done = scripts.end_proxy(text) == text
-    except scripts.Unknown as error:
+        done = script_edits.end_proxy(text) == text
+    except script_edits.Unknown as error:
         advice = "see that each exec has a transport of its own: dbclient -J, and no port"
         return Finding("exec", WARNING, f"{EXEC} has a shape that is not known: {error}", advice)
     if done:

@@ -21,11 +21,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from . import package, scripts
+from . import payload, script_edits
 from .bundle import ADD_PYTHON, DEFAULTS, EXEC, Bundle, run
+from .bundle_files import BundleError, File, Meta, Root, may_own
 from .journal import BACKUP, FILES, FORMAT, LOST, OURS, Content, Journal, holds, sha
-from .package import CONNECT, HOME, UMBRELLA, Package
-from .root import BundleError, File, Meta, Root, may_own
+from .payload import CONNECT, HOME, UMBRELLA, Package
 
 TAR = "bin/tar"
 COMPILING = 120.0  # seconds; takes one, but a node may be busy, and what is missing then is missing for each start
@@ -210,8 +210,8 @@ class _Installation:
         self.plan = Plan()
         self._wanted: dict[str, File | str] = {}
         self._files = self._fitting(files)
-        self._edit(DEFAULTS, scripts.add_alias)
-        self._edit(EXEC, lambda text: scripts.end_proxy(text, proxy))
+        self._edit(DEFAULTS, script_edits.add_alias)
+        self._edit(EXEC, lambda text: script_edits.end_proxy(text, proxy))
         self._python()
         self._launch(CONNECT)
         script = self._wanted.get(root.real(EXEC))
@@ -232,7 +232,7 @@ class _Installation:
                 f"{files.source} has no splice engine: the copy engine will serve; a wheel for the bundle has one"
             )
             return files
-        build = package.build_of(files.files[engine])
+        build = payload.build_of(files.files[engine])
         if home is None or build is None:
             self._note("lib/ld tells no machine: nobody knows whether the splice engine will load in this bundle")
             return files
@@ -255,7 +255,7 @@ class _Installation:
         try:
             data = edit(_text(original.data)).encode(errors="surrogateescape")
             wrong = "" if data == original.data else self._syntax_error(data)
-        except scripts.Unknown as error:
+        except script_edits.Unknown as error:
             wrong = str(error)
         if not wrong:
             self._wanted[path] = File(data, original.meta)
@@ -290,7 +290,7 @@ class _Installation:
         """Plan a launcher."""
         path = self.root.real(name)
         files, bundle = self._files, self.bundle
-        data = package.launcher(path, files.site(), files.version(), bundle.python, bundle.has_linker)
+        data = payload.launcher(path, files.site(), files.version(), bundle.python, bundle.has_linker)
         original = self.before.base(path)
         # It may have been run as `python3 PATH` only, so far.
         meta = (

@@ -11,10 +11,10 @@ import os
 import re
 from typing import Any
 
-from . import package, scripts
+from . import payload, script_edits
 from .bundle import EXEC
-from .package import CONNECT, UMBRELLA
-from .root import BundleError, File, Meta, Root
+from .bundle_files import BundleError, File, Meta, Root
+from .payload import CONNECT, UMBRELLA
 
 OURS = ".fastvsock"
 JOURNAL = f"{OURS}/manifest.json"
@@ -137,7 +137,8 @@ class Journal:
 def is_own(content: Content) -> bool:
     """Whether a file is of fastvsock's by its text: a launcher, or an exec script with the edit in it."""
     return isinstance(content, File) and (
-        package.is_launcher(content.data) or re.search(rf"(?m)^[ \t]*{scripts.MARK}".encode(), content.data) is not None
+        payload.is_launcher(content.data)
+        or re.search(rf"(?m)^[ \t]*{script_edits.MARK}".encode(), content.data) is not None
     )
 
 
