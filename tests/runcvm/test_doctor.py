@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fastvsock.commands import doctor
+from fastvsock.cli import doctor
 from fastvsock.runcvm import check
 from support import ECHO, NOTHING, Endpoint, Listener, started
 from support.bundles import fastvsock, findings

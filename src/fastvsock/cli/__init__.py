@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from importlib import import_module
 
-from . import __version__, errors
+from .. import __version__, errors
 
 COMMANDS = {
     "bench": "splice against copy on this machine, or through a real VM",
@@ -70,7 +70,7 @@ def main() -> None:
 def mend_streams(command: list[str]) -> None:
     """Let what is printed go nowhere where that is closed, and tell of a stdout that fails."""
     if command != ["connect"] and None in (sys.stdin, sys.stdout, sys.stderr):  # connect looks for itself
-        from .entry import fill_closed
+        from ..entry import fill_closed
 
         fill_closed()
     if sys.stderr is None:
@@ -128,7 +128,7 @@ def _run(arguments: list[str]) -> int:
         what = f"unknown command {name!r}" if name else "a command is needed"
         _say(f"{what}\n{_help()}", end="")
         return errors.USAGE
-    return int(import_module(f".commands.{name}", __package__).main(arguments[1:]))
+    return int(import_module(f".{name}", __package__).main(arguments[1:]))
 
 
 def _help() -> str:

@@ -1,1 +1,0 @@
-"""One module a subcommand: its arguments, its output, its exit code; no mechanism."""
