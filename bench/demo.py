@@ -24,7 +24,7 @@ from fastvsock.engines import choose
 ENOUGH = 100_000_000  # bytes
 INTO, FROM = 1000, 1001  # guest ports
 Stream = IO[bytes] | None
-CONNECT = [sys.executable, "-m", "fastvsock.entry", "--stats"]
+CONNECT = [sys.executable, "-m", "fastvsock.runcvm_vsock_connect", "--stats"]
 
 
 class Move(NamedTuple):

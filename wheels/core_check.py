@@ -182,7 +182,7 @@ def command(python: str, engine: str) -> None:
     payload = os.urandom(SIZE)
     with _listener() as (uds, accept):
         guest = _start(lambda: _echo(accept(b"OK 1073741824\n")))
-        words = [python, "-m", "fastvsock.entry", "--engine", engine, "--stats", uds, str(PORT)]
+        words = [python, "-m", "fastvsock.runcvm_vsock_connect", "--engine", engine, "--stats", uds, str(PORT)]
         done = subprocess.run(words, input=payload, capture_output=True, timeout=HANG, check=False)
         _join(guest)
     _equal((done.returncode, hashlib.sha256(done.stdout).hexdigest()), (0, hashlib.sha256(payload).hexdigest()))

@@ -39,7 +39,7 @@ TESTS = (
     "tests/connect/test_handshake.py",
     "tests/connect/test_behaviour.py",
 )
-SCRIPTS = ("fastvsock = fastvsock.cli:main", "runcvm-vsock-connect = fastvsock.entry:main")
+SCRIPTS = ("fastvsock = fastvsock.cli:main", "runcvm-vsock-connect = fastvsock.runcvm_vsock_connect:main")
 LARGEST = 200_000  # bytes of the extension; a build that lost -O3 has four times as many
 
 

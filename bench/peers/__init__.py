@@ -71,7 +71,7 @@ def _socat_version() -> str:
 def _ours(engine: str) -> Callable[[str, int], list[str]]:
     """The installed command; `-m` would add the 5 ms that runpy takes to every start."""
     script = Path(sys.executable).parent / "runcvm-vsock-connect"
-    start = [str(script)] if script.exists() else [sys.executable, "-m", "fastvsock.entry"]
+    start = [str(script)] if script.exists() else [sys.executable, "-m", "fastvsock.runcvm_vsock_connect"]
     return lambda uds, port: [*start, "--engine", engine, uds, str(port)]
 
 

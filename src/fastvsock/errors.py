@@ -1,19 +1,20 @@
 """Every exception that this package raises, each with its exit code and its sentence.
 
 A sentence says what failed, with which path and port, why, and what to try; the commands print it behind
-``fastvsock: `` and end with `exit_code`: see `outcome`. A Python program gets the same sentence; what only a command
-line offers is the `hint`, and printed by the commands that have that option. Each class also derives from the built-in
+``fastvsock: `` and end with `exit_code`: see stdio.py. A Python program gets the same sentence; what only a command
+line offers is the `hint`, which the commands that have that option print. Each class also derives from the built-in
 exception that a caller would expect (`FileNotFoundError`, `TimeoutError`, ...), so ``except OSError`` keeps working in
 programs that know nothing of this package.
 """
 
 import errno
-import os
 
 USAGE = 2
 """Exit code for wrong usage, as in the shell's own builtins; every other failure is 1."""
 
 NOT_FOUND, NOT_EXECUTABLE = 127, 126
+MISSING_COMMAND = "missing COMMAND after --"
+SUN_PATH_MAX = 107  # struct sockaddr_un has 108 bytes, one of them for the NUL: unix(7)
 
 
 class FastvsockError(Exception):
@@ -58,6 +59,14 @@ class EngineError(FastvsockError):
     """The engine that was asked for does not exist, or cannot be used here."""
 
 
+class BundleError(FastvsockError):
+    """A RunCVM bundle cannot be worked on as it is."""
+
+
+class CircleError(BundleError):
+    """A symbolic link in a bundle that leads back to itself."""
+
+
 class BenchmarkError(FastvsockError):
     """`fastvsock bench` could not take a sample."""
 
@@ -72,7 +81,7 @@ class CommandError(FastvsockError, OSError):
         self.exit_code = NOT_FOUND if error.errno == errno.ENOENT else NOT_EXECUTABLE
 
     def __str__(self) -> str:
-        return f"cannot run {shown(self.name)}: {self.reason}"
+        return f"cannot run {printable(self.name)}: {self.reason}"
 
 
 class ConnectError(FastvsockError, OSError):
@@ -88,7 +97,7 @@ class ConnectError(FastvsockError, OSError):
         self.errno = self.number or None
 
     def __str__(self) -> str:
-        return self.sentence.format(uds=shown(self.uds), port=self.port, detail=self.detail)
+        return self.sentence.format(uds=printable(self.uds), port=self.port, detail=self.detail)
 
 
 class SocketMissingError(ConnectError, FileNotFoundError):
@@ -210,7 +219,7 @@ class EmulatorError(_NumberedError):
     """The emulator cannot listen on its UDS."""
 
 
-def shown(path: str) -> str:
+def printable(path: str) -> str:
     """`path` as a sentence shows it: on one line, and bytes that are no text as they were typed, like ``\\xff``."""
     return path if path.isprintable() else "".join(map(_shown, path))
 
@@ -221,15 +230,3 @@ def _shown(character: str) -> str:
     if "\udc80" <= character <= "\udcff":  # a byte: PEP 383
         return f"\\x{ord(character) - 0xDC00:02x}"
     return character.encode("unicode_escape").decode()
-
-
-def outcome(error: Exception, *, hints: bool = False) -> tuple[str, int]:
-    """The sentence with which a command tells `error`, and its exit code. With `hints`, those of its options too.
-
-    An exception that nobody thought of is told in a sentence as well; where FASTVSOCK_DEBUG=1 it is raised again.
-    """
-    if isinstance(error, FastvsockError):
-        return (f"{error} ({error.hint})" if hints and error.hint else str(error)), error.exit_code
-    if os.environ.get("FASTVSOCK_DEBUG") == "1":
-        raise error
-    return shown(f"unexpected {type(error).__name__}: {error} (FASTVSOCK_DEBUG=1 shows where)"), 1

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 MAX_PORT = 0xFFFFFFFF
 MAX_REPLY = len(b"OK 4294967295\n")
-SUN_PATH_MAX = 107  # struct sockaddr_un has 108 bytes, one of them for the NUL: unix(7)
 FOREVER = 1e9  # seconds, 31 years; the clocks of sockets, locks and event loops take no infinity
 LONGEST_WAIT = 1e6  # seconds; a socket's timeout has 31 bits for its milliseconds
 RETRY_FIRST, RETRY_LAST = 0.02, 0.5  # seconds between the attempts of `wait`, doubling
@@ -42,16 +41,16 @@ def parse_port(text: "str | int") -> int:
     return int(digits)
 
 
-def seconds(name: str, value: float, *, or_none: bool = True) -> float:
+def seconds(name: str, value: float, *, allow_zero: bool = True) -> float:
     """`value`, at most `FOREVER`. Raises `DurationError` where it is no number of 0 or more, or of more than 0."""
-    if not isinstance(value, (int, float)) or not (value > 0 or (or_none and value == 0)):  # neither holds for NaN
-        raise errors.DurationError(name, value, "0 or more" if or_none else "more than 0")
+    if not isinstance(value, (int, float)) or not (value > 0 or (allow_zero and value == 0)):  # neither holds for NaN
+        raise errors.DurationError(name, value, "0 or more" if allow_zero else "more than 0")
     return float(min(value, FOREVER))
 
 
 def limit(timeout: "float | None") -> float:
     """Seconds for an attempt; None is no limit, as sockets have it. Raises `DurationError`."""
-    return FOREVER if timeout is None else seconds("timeout", timeout, or_none=False)
+    return FOREVER if timeout is None else seconds("timeout", timeout, allow_zero=False)
 
 
 def request(port: int) -> bytes:
@@ -183,7 +182,7 @@ def shake(sock: _socket.socket, uds: str, port: int) -> "Iterator[float | None]"
 def _reach(sock: _socket.socket, uds: str, port: int) -> "Iterator[float]":
     held = None
     try:
-        address, held = _address(uds, port)
+        address, held = shortened(uds, port)
         while True:
             try:
                 return sock.connect(address)
@@ -207,10 +206,10 @@ def _reach(sock: _socket.socket, uds: str, port: int) -> "Iterator[float]":
             os.close(held)
 
 
-def _address(uds: str, port: int) -> "tuple[bytes, int | None]":
-    """What connect(2) is given for `uds`, and a descriptor to hold until then: a long path goes through /proc."""
+def shortened(uds: str, port: int) -> "tuple[bytes, int | None]":
+    """An address for connect(2) that fits, and a descriptor to keep open until then: a long path goes through /proc."""
     path = os.fsencode(uds)
-    if len(path) <= SUN_PATH_MAX:
+    if len(path) <= errors.SUN_PATH_MAX:
         return path, None
     held = os.open(path, os.O_PATH | os.O_CLOEXEC)
     link = b"/proc/self/fd/%d" % held

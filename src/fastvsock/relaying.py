@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 else:
     import _signal  # signal itself imports enum
 
+
 NEVER = float("inf")
 GONE = (errno.EPIPE, errno.ECONNRESET)  # nobody reads what we write
 LINGER = 0.5  # seconds
 LOOK_AGAIN = 1.0  # seconds; a signal that comes just before a wait does not interrupt it
-ASK_AGAIN = 1.0, 16.0  # seconds, doubling: the first and the longest time after which a peer is asked for again
 PIECE = 1 << 16  # bytes
 NOTICE_AFTER = 3.0  # seconds of silence after end of input that a person at a terminal should have explained
 SEND_BUFFER = 1 << 22  # bytes; with 4 MiB a splice up takes a third of the CPU time that it takes with the default
@@ -164,6 +164,7 @@ class Relay:
     def _run_down(self) -> None:
         try:
             self._down_end = self._down.run()
+            self._after_down(*self._down_end)
         except BaseException as failure:
             self._down_failure = failure
         finally:
@@ -197,6 +198,9 @@ class Relay:
                 return self._down_running.release()
             if self._has_moved():
                 since = monotonic()
+
+    def _after_down(self, end: int, error: int) -> None:
+        """Called in down's thread when its pump has ended, before the relay learns of it."""
 
     def _is_deserted(self) -> bool:
         """Whether what the guest has yet to say is for nobody."""
@@ -249,68 +253,6 @@ class Relay:
             os.write(self._wakeup, b"\0")
         except BlockingIOError:
             pass  # full of signals, and so readable
-
-
-class PeerRelay(Relay):
-    """A relay whose near end is one peer: where it reads no more, what it has said is still delivered.
-
-    From then on, what the guest sends is dropped, which keeps its end in sight. The relay ends when the peer's last
-    byte is handed over, or with the guest. `has_left` tells whether the peer has closed, where that does not show: a
-    TCP socket's peer that closes sends no more than one that half-closes. It is asked at the end of input and again,
-    since a closing socket is not closed at once, and one that was half-closed may be closed later.
-    """
-
-    def __init__(
-        self,
-        sock: _socket.socket,
-        rfd: int,
-        wfd: int,
-        *,
-        linger: float | None = None,
-        engine: str | None = None,
-        start: "Callable[[Callable[[], object], tuple[()]], object] | None" = None,
-        has_left: "Callable[[], bool] | None" = None,
-    ) -> None:
-        super().__init__(sock, rfd, wfd, linger=linger, engine=engine, start=start)
-        self._has_left = has_left
-        self._deaf = self._silent = False
-        self._ask_at, self._ask_after = 0.0, ASK_AGAIN[0]
-
-    def _run_down(self) -> None:
-        try:
-            self._down_end = self._down.run()
-            if self._down_end[0] == TARGET and self._down_end[1] in GONE:
-                self._deaf = True
-                if not self._silent:
-                    self._drop()
-        except BaseException as failure:
-            self._down_failure = failure
-        finally:
-            self._wake()
-            self._down_running.release()
-
-    def _drop(self) -> None:
-        from select import POLLIN, poll  # not for every start of the command
-
-        poller = poll()
-        poller.register(self._sock.fileno(), POLLIN)
-        poller.register(self._down_woken, POLLIN)
-        while not any(fd == self._down_woken for fd, _ in poller.poll()):
-            try:
-                if not self._sock.recv(PIECE):
-                    return
-            except BlockingIOError:
-                continue
-            except OSError:
-                return
-
-    def _is_deserted(self) -> bool:
-        self._silent = True
-        if self._has_left and not self._deaf and monotonic() >= self._ask_at:
-            self._deaf = self._has_left()
-            self._ask_at = monotonic() + self._ask_after
-            self._ask_after = min(2 * self._ask_after, ASK_AGAIN[1])
-        return self._deaf
 
 
 def _wake_on_signals(fd: int) -> bool:

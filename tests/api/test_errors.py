@@ -13,6 +13,8 @@ EXAMPLES: list[fastvsock.FastvsockError] = [
     fastvsock.FastvsockError("text"),
     fastvsock.UsageError("text"),
     fastvsock.EngineError("text"),
+    fastvsock.BundleError("text"),
+    fastvsock.CircleError("text"),
     fastvsock.BenchmarkError("text"),
     fastvsock.PortError("ssh"),
     fastvsock.DurationError("timeout", -1, "more than 0"),
@@ -97,14 +99,6 @@ def test_an_error_tells_a_caller_nothing_of_command_lines(error: fastvsock.Fastv
     assert bool(error.hint) == ("--" in error.hint)
 
 
-def test_every_error_of_the_package_is_at_home_in_one_place() -> None:
-    from fastvsock.emulator import emulator
-    from fastvsock.selfbench import sampling
-
-    assert emulator.EmulatorError is errors.EmulatorError
-    assert sampling.BenchmarkError is errors.BenchmarkError
-
-
 @pytest.mark.parametrize(
     ("path", "shown"),
     [
@@ -116,4 +110,4 @@ def test_every_error_of_the_package_is_at_home_in_one_place() -> None:
     ],
 )
 def test_a_path_is_shown_on_one_line_and_as_it_was_typed(path: str, shown: str) -> None:
-    assert errors.shown(path) == shown
+    assert errors.printable(path) == shown

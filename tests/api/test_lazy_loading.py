@@ -12,7 +12,7 @@ LOADED = "print(*(name for name in sys.modules if name == 'fastvsock' or name.st
 
 def test_importing_the_package_loads_nothing_of_the_rest() -> None:
     assert python(f"import sys, fastvsock; {LOADED}") == ["fastvsock"]
-    assert python(f"import sys, fastvsock; dir(fastvsock); {LOADED}") == ["fastvsock"]
+    assert set(python(f"import sys, fastvsock; dir(fastvsock); {LOADED}")) == {"fastvsock", "fastvsock.errors"}
     assert set(python(f"import sys, fastvsock; fastvsock.PortError; {LOADED}")) == {"fastvsock", "fastvsock.errors"}
 
 
@@ -43,4 +43,4 @@ def test_relay_is_a_function_however_it_is_imported() -> None:
     first, second = "from fastvsock import connect, relay", "from fastvsock import relay"
     assert python(f"{first}; print(type(relay).__name__)") == ["function"]
     assert python(f"{second}\n{second}\nprint(type(relay).__name__)") == ["function"]
-    assert python(f"import fastvsock.entry; {second}; print(type(relay).__name__)") == ["function"]
+    assert python(f"import fastvsock.runcvm_vsock_connect; {second}; print(type(relay).__name__)") == ["function"]

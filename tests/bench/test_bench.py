@@ -288,8 +288,8 @@ def test_the_users_bench_goes_through_a_guests_ports() -> None:
     """Through a UDS that somebody else serves: here the far end of a second one."""
     script = """
 import sys
-from fastvsock import benchmark
-with benchmark.far_end() as uds:
+from fastvsock.selfbench import sampling
+with sampling.far_end() as uds:
     print(uds, flush=True)
     sys.stdin.read()
 """

@@ -41,7 +41,7 @@ def test_the_umbrella_fails_with_the_same_sentence_and_code(arguments: list[str]
         subprocess.run(
             [sys.executable, "-m", *program, *arguments], cwd=tmp_path, capture_output=True, timeout=HANG, check=False
         )
-        for program in (["fastvsock", "connect"], ["fastvsock.entry"])
+        for program in (["fastvsock", "connect"], ["fastvsock.runcvm_vsock_connect"])
     ]
     for done in twins:
         assert (done.returncode, done.stdout) == (code, b"")

@@ -45,7 +45,7 @@ def test_only_debugging_shows_a_traceback(error: str, debug: bool) -> None:
         assert line.count("\n") == 1
 
 
-@pytest.mark.parametrize("module", ["fastvsock.cli.doctor", "fastvsock.runcvm.check"])
+@pytest.mark.parametrize("module", ["fastvsock.cli.doctor", "fastvsock.diagnostics.machine"])
 def test_ctrl_c_anywhere_ends_it_without_a_traceback(module: str) -> None:
     words = [sys.executable, "-c", EARLY, module, "doctor"]
     done = subprocess.run(words, capture_output=True, timeout=HANG, check=False)

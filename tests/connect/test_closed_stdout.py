@@ -10,7 +10,7 @@ PORT = 5003
 CLOSED = ["sh", "-c", 'exec "$@" >&-', "sh"]
 
 
-@pytest.mark.parametrize("program", ["fastvsock.entry", "fastvsock"])
+@pytest.mark.parametrize("program", ["fastvsock.runcvm_vsock_connect", "fastvsock"])
 def test_the_first_byte_for_a_closed_stdout_ends_it_as_one_for_a_closed_pipe_does(
     listener: Listener, engine: str, program: str
 ) -> None:

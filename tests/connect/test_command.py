@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fastvsock import entry, errors
+from fastvsock import errors, runcvm_vsock_connect
 from support import HANG, Listener, command, read_exactly, run, started
 
 OURS = (1 << 31) - 1  # 32 and 33 are the C library's own: its posix_spawn(3), make's for instance, ignores them
@@ -94,7 +94,7 @@ def test_a_command_on_the_path_is_found(listener: Listener, tmp_path: Path) -> N
     ],
 )
 def test_what_follows_uds_port_and_two_dashes_is_the_command(words: list[str], expected: list[str] | None) -> None:
-    options = entry.parse(words, "connect")
+    options = runcvm_vsock_connect.parse(words, "connect")
     assert options is not None
     assert options.command == expected
     assert not options.stats
@@ -103,16 +103,16 @@ def test_what_follows_uds_port_and_two_dashes_is_the_command(words: list[str], e
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["u", "1", "--"], "a command is needed behind the --"),
-        (["--", "u", "1", "--"], "a command is needed behind the --"),
+        (["u", "1", "--"], "missing COMMAND after --"),
+        (["--", "u", "1", "--"], "missing COMMAND after --"),
         (["u", "--", "c"], "c"),
-        (["--fdpass", "u", "1", "--", "c"], "give one of them"),
-        (["u", "1", "c"], "not 3 arguments"),
+        (["--fdpass", "u", "1", "--", "c"], "mutually exclusive"),
+        (["u", "1", "c"], "got 3 arguments"),
     ],
 )
 def test_a_command_line_that_makes_no_sense_is_told(words: list[str], told: str) -> None:
     with pytest.raises((errors.UsageError, errors.PortError), match=told):
-        entry.parse(words, "connect")
+        runcvm_vsock_connect.parse(words, "connect")
 
 
 def test_the_umbrella_command_does_the_same(listener: Listener) -> None:

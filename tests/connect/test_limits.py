@@ -19,9 +19,9 @@ MIB = 1 << 20
 
 LIMITED = """
 import resource, sys
-from fastvsock import entry
+from fastvsock import runcvm_vsock_connect
 resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv.pop(1)),) * 2)
-entry.main()
+runcvm_vsock_connect.main()
 """
 
 

@@ -114,14 +114,14 @@ runpy.run_module(program, run_name="__main__", alter_sys=True)
 
 @pytest.mark.parametrize("module", ["fastvsock.errors", "fastvsock.handshake", "fastvsock.relaying"])
 def test_ctrl_c_during_the_start_leaves_no_traceback(module: str) -> None:
-    words = [sys.executable, "-c", EARLY, "fastvsock.entry", module]
+    words = [sys.executable, "-c", EARLY, "fastvsock.runcvm_vsock_connect", module]
     done = subprocess.run(words, capture_output=True, timeout=HANG, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, b"", b"")
 
 
 def test_ctrl_c_during_the_start_of_one_that_ignores_it_is_ignored() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", EARLY, "fastvsock.entry", "fastvsock.handshake", "--version"],
+        [sys.executable, "-c", EARLY, "fastvsock.runcvm_vsock_connect", "fastvsock.handshake", "--version"],
         preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_IGN),
         capture_output=True,
         timeout=HANG,
@@ -131,7 +131,8 @@ def test_ctrl_c_during_the_start_of_one_that_ignores_it_is_ignored() -> None:
 
 
 def test_importing_the_program_leaves_ctrl_c_to_whoever_imports_it() -> None:
-    look = "import signal; before = signal.getsignal(2); import fastvsock.entry; assert signal.getsignal(2) == before"
+    look = "import signal; before = signal.getsignal(2); import fastvsock.runcvm_vsock_connect as it; "
+    look += "assert signal.getsignal(2) == before"
     subprocess.run([sys.executable, "-c", look], timeout=HANG, check=True)
 
 

@@ -95,7 +95,9 @@ def test_with_descriptor_3_no_forwarder_is_left_in_the_path(guest: Guest) -> Non
 def forwarders_while_a_session_runs(way: Way, guest: Guest) -> int:
     with started([*way, "echo here; cat"]) as client:
         assert client.stdout.readline() == b"here\n"
-        forwarders = sum(b"fastvsock.entry" in words and b"-F" not in words for words in command_lines(guest))
+        forwarders = sum(
+            b"fastvsock.runcvm_vsock_connect" in words and b"-F" not in words for words in command_lines(guest)
+        )
         client.stdin.close()
         assert client.wait(HANG) == 0
     return forwarders

@@ -16,7 +16,7 @@ BROKEN = """
 import fastvsock.handshake
 def fail(*arguments): raise {error}
 fastvsock.handshake.connect = fail
-from fastvsock.entry import main
+from fastvsock.runcvm_vsock_connect import main
 main()
 """
 

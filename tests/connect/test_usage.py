@@ -16,10 +16,10 @@ from support.sockets import listening, take
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ([], "UDS and PORT are needed, not 0 arguments"),
-        (["v.sock"], "UDS and PORT are needed, not 1 argument"),
-        (["v.sock", "1", "2"], "UDS and PORT are needed, not 3 arguments"),
-        (["--", "v.sock", "1", "--stats"], "UDS and PORT are needed, not 3 arguments"),
+        ([], "expected UDS and PORT, got 0 arguments"),
+        (["v.sock"], "expected UDS and PORT, got 1 argument"),
+        (["v.sock", "1", "2"], "expected UDS and PORT, got 3 arguments"),
+        (["--", "v.sock", "1", "--stats"], "expected UDS and PORT, got 3 arguments"),
         (["--fast", "v.sock", "1"], "unknown option --fast"),
         (["-v", "v.sock", "1"], "unknown option -v"),
         (["--stats=yes", "v.sock", "1"], "unknown option --stats=yes"),
@@ -43,7 +43,7 @@ from support.sockets import listening, take
 )
 def test_wrong_usage_ends_with_2_and_shows_the_usage(arguments: list[str], told: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "fastvsock.entry", *arguments],
+        [sys.executable, "-m", "fastvsock.runcvm_vsock_connect", *arguments],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         timeout=HANG,
@@ -72,7 +72,7 @@ def test_options_may_be_spelled_and_placed_in_every_usual_way(arguments: list[st
     name = "--stats" if arguments[-2:-1] == ["--stats"] else "v.sock"
     with (
         listening(tmp_path / name) as sock,
-        started([sys.executable, "-m", "fastvsock.entry", *arguments], cwd=tmp_path) as child,
+        started([sys.executable, "-m", "fastvsock.runcvm_vsock_connect", *arguments], cwd=tmp_path) as child,
     ):
         with take(sock) as connection:
             assert connection.recv(100) == b"CONNECT 5003\n"
@@ -102,7 +102,7 @@ def test_the_version_goes_to_stdout() -> None:
 
 
 @pytest.mark.parametrize("option", ["--help", "--version"])
-@pytest.mark.parametrize("module", ["fastvsock.entry", "fastvsock"])
+@pytest.mark.parametrize("module", ["fastvsock.runcvm_vsock_connect", "fastvsock"])
 def test_a_reader_that_has_gone_is_no_failure_of_help(option: str, module: str) -> None:
     reading, writing = os.pipe()
     os.close(reading)
@@ -120,7 +120,7 @@ def test_help_that_cannot_be_written_is_a_failure(option: str) -> None:
 
 
 @pytest.mark.parametrize("option", ["--help", "--version"])
-@pytest.mark.parametrize("module", ["fastvsock.entry", "fastvsock"])
+@pytest.mark.parametrize("module", ["fastvsock.runcvm_vsock_connect", "fastvsock"])
 def test_a_closed_stdout_is_no_failure_of_help(option: str, module: str) -> None:
     arguments = ["sh", "-c", 'exec "$@" >&-', "sh", sys.executable, "-m", module, option]
     done = subprocess.run(arguments, capture_output=True, timeout=HANG, check=False)

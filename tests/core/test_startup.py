@@ -15,10 +15,11 @@ HOT_PATH = {
     "errno",
     "fastvsock",
     "fastvsock.engines",
-    "fastvsock.entry",
+    "fastvsock.runcvm_vsock_connect",
     "fastvsock.errors",
     "fastvsock.handshake",
     "fastvsock.relaying",
+    "fastvsock.stdio",
     "stat",
     "time",
 }
@@ -54,8 +55,8 @@ SLOW = {
     "warnings",
 }
 
-IN_MEMORY = ["-c", "from fastvsock.entry import main; main()"], ["-c", "pass"]
-AS_MODULE = ["-m", "fastvsock.entry"], ["-m", "nothing"]
+IN_MEMORY = ["-c", "from fastvsock.runcvm_vsock_connect import main; main()"], ["-c", "pass"]
+AS_MODULE = ["-m", "fastvsock.runcvm_vsock_connect"], ["-m", "nothing"]
 
 
 def modules(importtime: bytes) -> set[str]:

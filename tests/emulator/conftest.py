@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from fastvsock.emulator.emulator import DEFAULT_SERVICES, Emulator, Exec, Service
+from fastvsock.emulator.emulator import Emulator
+from fastvsock.emulator.guest import DEFAULT_SERVICES, Exec, Service
 from support.guests import GUEST, SHELL, Guest
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from fastvsock.emulator.emulator import Emulator, EmulatorError
+from fastvsock.emulator.emulator import Emulator
+from fastvsock.errors import EmulatorError
 from support import HANG, started
 from support.guests import SOON, accepted, connect, dial, drain, is_silent, receive
 

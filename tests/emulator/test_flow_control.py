@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from fastvsock.emulator import emulator as emulator_module
+from fastvsock.emulator import muxer as emulator_module
 from fastvsock.emulator.emulator import Emulator
 from support import HANG, pattern
 from support.guests import (

@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from fastvsock.emulator import emulator as emulator_module
-from fastvsock.emulator.emulator import Emulator, Exec, Tcp, discard
+from fastvsock.emulator import muxer
+from fastvsock.emulator.emulator import Emulator
+from fastvsock.emulator.guest import Exec, Tcp, discard
 from support import HANG, pattern
 from support.guests import SHELL, accepted, connect, dial, drain, receive, until
 
@@ -106,7 +108,7 @@ def test_many_hosts_at_once_are_answered_before_the_first_child_is_waited_for(
     monkeypatch.setattr(subprocess, "Popen", spawn)
     with Emulator(tmp_path / "v.sock", {1: Exec(("cat",))}) as emulator, ExitStack() as stack:
         try:
-            hosts = [stack.enter_context(dial(emulator.uds)) for _ in range(emulator_module.ROUNDS // 3)]
+            hosts = [stack.enter_context(dial(emulator.uds)) for _ in range(muxer.ROUNDS // 3)]
             with emulator._lock:  # what comes meanwhile, it finds all at once
                 for host in hosts:
                     host.sendall(b"CONNECT 1\n")

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from fastvsock.emulator.emulator import DEFAULT_SERVICES, Emulator, EmulatorError, Exec
+from fastvsock.emulator.emulator import Emulator
+from fastvsock.emulator.guest import DEFAULT_SERVICES, Exec
+from fastvsock.errors import EmulatorError
 from fastvsock.host import socket_file
 from support import HANG
 from support.guests import SOON, connect, dial, failing

@@ -16,7 +16,7 @@ from support.packages import SCRIPTS, relayed
         [SCRIPTS / "runcvm-vsock-connect"],
         [SCRIPTS / "fastvsock", "connect"],
         [sys.executable, SCRIPTS / "runcvm-vsock-connect"],
-        [sys.executable, "-m", "fastvsock.entry"],
+        [sys.executable, "-m", "fastvsock.runcvm_vsock_connect"],
         [sys.executable, "-m", "fastvsock", "connect"],
     ],
     ids=lambda command: " ".join(Path(word).name for word in command),

@@ -50,13 +50,14 @@ def test_the_wheel_has_both_commands(wheel: Path) -> None:
     archive = ZipFile(wheel)
     (name,) = (name for name in archive.namelist() if name.endswith("/entry_points.txt"))
     text = archive.read(name).decode()
-    assert "runcvm-vsock-connect = fastvsock.entry:main" in text
+    assert "runcvm-vsock-connect = fastvsock.runcvm_vsock_connect:main" in text
     assert "fastvsock = fastvsock.cli:main" in text
 
 
 def test_the_wheel_works_where_it_is_unpacked(wheel: Path, listener: Listener, tmp_path: Path) -> None:
     ZipFile(wheel).extractall(tmp_path / "unpacked")
-    code = f"import sys; sys.path.insert(0, {str(tmp_path / 'unpacked')!r}); from fastvsock.entry import main; main()"
+    code = f"import sys; sys.path.insert(0, {str(tmp_path / 'unpacked')!r}); "
+    code += "from fastvsock.runcvm_vsock_connect import main; main()"
     payload = pattern(100_000)
     ended = relayed(listener, [sys.executable, "-I", "-c", code, "--engine=splice"], payload)
     assert ended == (0, payload, b"")

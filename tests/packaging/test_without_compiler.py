@@ -29,7 +29,7 @@ def test_without_a_compiler_the_installation_says_so_in_one_line(without_compile
 def test_without_a_compiler_the_copy_engine_serves(without_compiler: tuple[Path, str], listener: Listener) -> None:
     python, _ = without_compiler
     payload = pattern(100_000)
-    code, out, err = relayed(listener, [python, "-m", "fastvsock.entry", "--stats"], payload)
+    code, out, err = relayed(listener, [python, "-m", "fastvsock.runcvm_vsock_connect", "--stats"], payload)
     assert (code, out) == (0, payload)
     assert b"copy" in err
     assert b"splice" not in err

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from fastvsock.diagnostics import machine
 from fastvsock.runcvm import bundle as bundle_module
-from fastvsock.runcvm import check
 from fastvsock.runcvm.bundle import Ran
 from support import HANG
 from support.bundles import OTHER_MACHINE, exec_script, findings, make_bundle, of_another_machine, put, runcvm
@@ -164,7 +164,7 @@ def test_a_look_that_fails_in_a_way_that_nobody_thought_of_is_a_finding(
         raise IndexError("of nothing")
 
     monkeypatch.setattr(bundle_module.Bundle, "find", fail)
-    monkeypatch.setattr(check, "_listening", fail)
+    monkeypatch.setattr(machine, "_listening", fail)
     found = findings("--root", installed, code=1)
     for name in ("tar", "bundle python", "port 22222"):
         assert found[name]["state"] == "failed"

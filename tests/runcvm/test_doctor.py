@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fastvsock.cli import doctor
-from fastvsock.runcvm import check
+from fastvsock.diagnostics import machine, uds
 from support import ECHO, NOTHING, Endpoint, Listener, started
 from support.bundles import fastvsock, findings
 
@@ -40,7 +40,7 @@ def test_without_a_port_no_handshake_is_made(endpoint: Endpoint) -> None:
 
 
 def test_a_slow_answer_is_a_warning(listener: Listener, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check, "SLOW", 0.0)
+    monkeypatch.setattr(uds, "SLOW", 0.0)
     program = f"""
 import socket
 server = socket.socket(socket.AF_UNIX)
@@ -95,7 +95,7 @@ def test_whoever_holds_the_global_port_is_named(address: str) -> None:
 import socket, sys
 server = socket.socket({int(family)})
 server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-server.bind(({address!r}, {check.GLOBAL_PORT}))
+server.bind(({address!r}, {machine.GLOBAL_PORT}))
 server.listen()
 print("listening", flush=True)
 sys.stdin.read()
@@ -142,7 +142,7 @@ def test_a_short_path_is_connected_to_without_proc(endpoint: Endpoint, monkeypat
 
 
 def test_no_answer_is_told_with_what_a_vmm_may_have(listener: Listener, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check, "TIMEOUT", 0.1)
+    monkeypatch.setattr(uds, "TIMEOUT", 0.1)
     found = findings(listener.uds, "22", code=1)["handshake"]
     assert "no answer for guest port 22 within 0.1 s" in found["text"]
     assert "--timeout" not in found["text"]
@@ -161,7 +161,7 @@ def test_the_global_port_is_that_of_this_network_namespace() -> None:
 def test_without_proc_nobody_can_tell_who_holds_the_global_port(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(check, "PROC_NET", str(tmp_path / "net"))
+    monkeypatch.setattr(machine, "PROC_NET", str(tmp_path / "net"))
     assert findings(code=0)["port 22222"]["state"] == "warning"
 
 

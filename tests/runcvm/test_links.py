@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from fastvsock.runcvm.bundle_files import BundleError, Meta, Root
+from fastvsock.errors import BundleError
+from fastvsock.runcvm.bundle_files import Meta, Root
 from support.bundles import runcvm, snapshot
 from support.installing import SCRIPTS, installed, launched
 

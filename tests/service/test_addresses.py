@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fastvsock import errors
-from fastvsock.services import announce
+from fastvsock.host import addresses, listeners
 from support.services import FarEnd, ask, connect, run_proxy, serving
 
 
@@ -24,13 +24,13 @@ def test_an_address_that_is_not_loopback_must_be_allowed(far_end: FarEnd, addres
     done = run_proxy("--listen", address, far_end.uds, "7")
     assert (done.returncode, done.stdout) == (2, b"")
     assert done.stderr.startswith(f"fastvsock: {address} can be reached from other machines".encode())
-    assert str(announce.parse(address, remote=True)) == address
+    assert str(addresses.parse(address, remote=True)) == address
 
 
 @pytest.mark.parametrize("address", ["", "80", "unix:", "127.0.0.1", "127.0.0.1:65536", "::1:80", "example.com:80"])
 def test_an_address_that_is_none_is_told_in_a_sentence(address: str) -> None:
     with pytest.raises(errors.UsageError, match="is no address to listen on"):
-        announce.parse(address, remote=True)
+        addresses.parse(address, remote=True)
 
 
 def test_a_port_that_is_taken_is_told_in_a_sentence(far_end: FarEnd) -> None:
@@ -62,7 +62,7 @@ def test_a_socket_file_is_never_open_to_others_not_for_a_moment(
     monkeypatch.setattr(socket, "socket", Watched)
     before = os.umask(0)
     try:
-        announce.open_listener(announce.Address(path=str(tmp_path / "listen"))).close()
+        listeners.open_listener(addresses.Address(path=str(tmp_path / "listen"))).close()
         assert os.umask(0) == 0, "the umask is as it was"
     finally:
         os.umask(before)
@@ -96,17 +96,17 @@ def test_what_is_no_socket_is_left_alone(far_end: FarEnd, tmp_path: Path) -> Non
 
 
 def test_of_many_that_find_one_stale_socket_file_one_gets_the_place(tmp_path: Path) -> None:
-    address = announce.Address(path=str(tmp_path / "listen"))
+    address = addresses.Address(path=str(tmp_path / "listen"))
     for _ in range(20):
         with socket.socket(socket.AF_UNIX) as stale:
             stale.bind(address.path)
-        won: list[announce.Listener] = []
+        won: list[listeners.Listener] = []
         start = threading.Barrier(8)
 
-        def one(won: list[announce.Listener] = won, start: threading.Barrier = start) -> None:
+        def one(won: list[listeners.Listener] = won, start: threading.Barrier = start) -> None:
             start.wait()
             try:
-                won.append(announce.open_listener(address))
+                won.append(listeners.open_listener(address))
             except errors.FastvsockError:
                 pass
 
@@ -121,10 +121,10 @@ def test_of_many_that_find_one_stale_socket_file_one_gets_the_place(tmp_path: Pa
 
 
 def test_a_socket_file_that_another_process_has_put_there_since_is_left_alone(tmp_path: Path) -> None:
-    address = announce.Address(path=str(tmp_path / "listen"))
-    first = announce.open_listener(address)
+    address = addresses.Address(path=str(tmp_path / "listen"))
+    first = listeners.open_listener(address)
     os.unlink(address.path)
-    second = announce.open_listener(address)
+    second = listeners.open_listener(address)
     first.close()
     connect(str(address)).close()
     second.close()
@@ -133,7 +133,7 @@ def test_a_socket_file_that_another_process_has_put_there_since_is_left_alone(tm
 def test_a_path_longer_than_an_address_works(far_end: FarEnd, tmp_path: Path) -> None:
     folder = tmp_path / ("d" * 100)
     folder.mkdir()
-    listener = announce.open_listener(announce.Address(path=str(folder / "listen")))
+    listener = listeners.open_listener(addresses.Address(path=str(folder / "listen")))
     held = os.open(folder, os.O_PATH)
     connect(f"unix:/proc/self/fd/{held}/listen").close()
     os.close(held)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from fastvsock import errors, relaying
-from fastvsock.services import acceptor, handlers
+from fastvsock import errors
+from fastvsock.services import connection, handlers, peer_relay
 from support import HANG
 from support.services import FarEnd, ask, connect, eventually, receive, serving
 
@@ -23,7 +23,7 @@ def test_a_child_whose_relay_cannot_start_is_told_and_waited_for(monkeypatch: py
         serve = handlers.ToCommand(["sleep", str(HANG)], handlers.Terms(), (1024, 1024))
         guest.shutdown(socket.SHUT_WR)
         with pytest.raises(errors.RelayError):
-            serve(acceptor.Connection(sock, "it"))
+            serve(connection.Connection(sock, "it"))
         assert serve.status == 143
         assert receive(guest) == b""
 
@@ -49,7 +49,7 @@ def test_the_slot_of_a_client_that_has_closed_is_free_at_once(far_end: FarEnd, e
 def test_one_that_closes_later_than_its_half_close_is_found_too(
     far_end: FarEnd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(relaying, "ASK_AGAIN", (0.1, 0.1))
+    monkeypatch.setattr(peer_relay, "ASK_AGAIN", (0.1, 0.1))
     asked: list[int] = []
 
     def has_left() -> bool:
@@ -60,7 +60,8 @@ def test_one_that_closes_later_than_its_half_close_is_found_too(
     near, client = socket.socketpair()
     with guest, other, near, client:
         client.shutdown(socket.SHUT_WR)
-        relay = relaying.PeerRelay(guest, near.fileno(), near.fileno(), linger=2 * HANG, has_left=has_left)
+        relay = peer_relay.PeerRelay(guest, near.fileno(), near.fileno(), linger=2 * HANG)
+        relay.has_left = has_left
         assert relay.run().ended == "guest"
         relay.close()
     assert len(asked) == 3

@@ -137,9 +137,9 @@ def test_a_signal_after_the_commands_end_ends_at_once(listener: Listener) -> Non
 
 def test_a_signal_that_comes_before_all_is_ready_is_not_lost(far_end: FarEnd) -> None:
     script = (
-        "import os, time; from fastvsock import lifetime; init = lifetime.Lifetime.__init__\n"
+        "import os, time; from fastvsock.services import lifecycle; init = lifecycle.Lifetime.__init__\n"
         "def bent(self, *arguments): init(self, *arguments); os.kill(os.getpid(), 15); time.sleep(0.2)\n"
-        "lifetime.Lifetime.__init__ = bent"
+        "lifecycle.Lifetime.__init__ = bent"
     )
     for command, status in ((), 0), (("--", "echo", "started"), 143):
         with started(script_command(script, "proxy", far_end.uds, "7", *command)) as child:
@@ -149,9 +149,9 @@ def test_a_signal_that_comes_before_all_is_ready_is_not_lost(far_end: FarEnd) ->
 
 def test_a_signal_right_after_the_socket_file_was_made_leaves_none(far_end: FarEnd, tmp_path: Path) -> None:
     script = (
-        "import os, time; from fastvsock import listening; opened = listening.open_listener\n"
+        "import os, time; from fastvsock.host import listeners; opened = listeners.open_listener\n"
         "def bent(*arguments): listener = opened(*arguments); os.kill(os.getpid(), 15); return listener\n"
-        "listening.open_listener = bent"
+        "listeners.open_listener = bent"
     )
     words = script_command(script, "proxy", "--listen", f"unix:{tmp_path}/u", far_end.uds, "7", "--", "sleep", "100")
     with started(words) as child:
@@ -189,12 +189,7 @@ def test_a_hang_up_reaches_the_command_once(far_end: FarEnd, tmp_path: Path) -> 
 
 
 def test_a_signal_that_may_not_be_passed_on_is_told_and_the_command_goes_on(far_end: FarEnd) -> None:
-    script = (
-        "import os; from fastvsock import children; kill = os.kill\n"
-        "def bent(pid, number):\n"
-        "    if number: raise PermissionError\n"
-        "os.kill = bent"
-    )
+    script = "import os; kill = os.kill\ndef bent(pid, number):\n    if number: raise PermissionError\nos.kill = bent"
     words = script_command(script, "proxy", far_end.uds, "7", "--", "sh", "-c", "echo ready; read x; exit 5")
     with started(words) as child:
         assert child.stdout.readline() == b"ready\n"
@@ -206,9 +201,9 @@ def test_a_signal_that_may_not_be_passed_on_is_told_and_the_command_goes_on(far_
 
 def test_whatever_goes_wrong_the_command_is_not_left_alone(far_end: FarEnd, tmp_path: Path) -> None:
     script = (
-        "from fastvsock import service; step = service.Service.step\n"
+        "from fastvsock.services import acceptor; step = acceptor.Service.step\n"
         "def bent(self, timeout): step(self, 0.2); raise RuntimeError('bent')\n"
-        "service.Service.step = bent"
+        "acceptor.Service.step = bent"
     )
     shell = f"trap 'touch {tmp_path}/told; exit' TERM; echo ready; while :; do sleep 0.05; done"
     with started(script_command(script, "proxy", far_end.uds, "7", "--", "sh", "-c", shell)) as child:

@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from fastvsock import errors, handshake
-from fastvsock.services import acceptor
+from fastvsock.services import limits
 from support import HANG, descriptors, started
 from support.services import (
     FarEnd,
@@ -77,7 +77,7 @@ def test_a_connection_takes_no_more_descriptors_than_it_is_counted_for(far_end: 
             sock.sendall(b"x")
             assert receive(sock, 1) == b"x"
         taken = len(descriptors(proxy.child.pid)) - idle
-        assert taken / len(clients) <= acceptor.DESCRIPTORS - 1, "and one is left for a moment's use"
+        assert taken / len(clients) <= limits.DESCRIPTORS - 1, "and one is left for a moment's use"
         for sock in clients:
             sock.close()
 

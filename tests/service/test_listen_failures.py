@@ -38,9 +38,9 @@ def test_a_command_that_is_not_there_closes_the_connection_with_one_line(tmp_pat
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--tcp", "x"], "makes no sense: give HOST:PORT"),
+        (["--tcp", "x"], "expected HOST:PORT"),
         (["--tcp", "127.0.0.1:1", "--", "cat"], "either --tcp, --unix or a command"),
-        (["--"], "a command is needed behind --"),
+        (["--"], "missing COMMAND after --"),
     ],
 )
 def test_wrong_usage_is_told_in_a_sentence(tmp_path: Path, arguments: list[str], words: str) -> None:
@@ -53,7 +53,9 @@ def test_wrong_usage_is_told_in_a_sentence(tmp_path: Path, arguments: list[str],
 
 
 def test_the_services_stay_out_of_the_way_of_the_connect_program() -> None:
-    script = "import sys; from fastvsock import entry; print(*(m for m in sys.modules if 'fastvsock' in m))"
+    script = (
+        "import sys; from fastvsock import runcvm_vsock_connect; print(*(m for m in sys.modules if 'fastvsock' in m))"
+    )
     done = subprocess.run([command()[0], "-c", script], stdout=subprocess.PIPE, timeout=HANG, check=True)
     assert not {b"fastvsock.services.acceptor", b"fastvsock.services.handlers", b"fastvsock.services.announce"} & set(
         done.stdout.split()

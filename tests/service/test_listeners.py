@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fastvsock import errors
-from fastvsock.services import announce
+from fastvsock.host import addresses, listeners
 from support import HANG, started
 from support.services import FarEnd, ask, connect, pass_as, receive, service_command, serving
 
@@ -43,8 +43,8 @@ def test_a_socket_of_any_kind_that_somebody_holds_is_left_alone(tmp_path: Path, 
     with socket.socket(socket.AF_UNIX, kind) as held:
         held.bind(str(tmp_path / "held"))
         with pytest.raises(errors.FastvsockError, match="another process listens on it"):
-            announce.open_listener(announce.Address(path=str(tmp_path / "held")))
-    announce.open_listener(announce.Address(path=str(tmp_path / "held"))).close()  # nobody's now
+            listeners.open_listener(addresses.Address(path=str(tmp_path / "held")))
+    listeners.open_listener(addresses.Address(path=str(tmp_path / "held"))).close()  # nobody's now
 
 
 def test_a_lock_on_the_folder_holds_up_neither_start_nor_end(far_end: FarEnd, tmp_path: Path) -> None:
@@ -59,7 +59,7 @@ def test_a_stale_socket_that_is_locked_is_told_in_a_sentence(tmp_path: Path) -> 
     with socket.socket(socket.AF_UNIX) as stale:
         stale.bind(str(tmp_path / "stale"))
     with locked(tmp_path), pytest.raises(errors.FastvsockError, match="another process keeps its folder locked"):
-        announce.open_listener(announce.Address(path=str(tmp_path / "stale")))
+        listeners.open_listener(addresses.Address(path=str(tmp_path / "stale")))
 
 
 def test_a_passed_socket_of_another_family_is_told_in_a_sentence(far_end: FarEnd) -> None:

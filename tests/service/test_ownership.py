@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from fastvsock.host import sock_diag
-from fastvsock.services import acceptor, ownership
+from fastvsock.host import process_tree, sock_diag
+from fastvsock.services import ownership
+from fastvsock.services.connection import Connection
 from support import HANG, started
 from support.services import FarEnd, connected, pass_as, service_command
 
@@ -24,8 +25,8 @@ ASK_UNIX = (
 )
 
 
-def met(accepted: socket.socket, family: ownership.Family) -> acceptor.Connection:
-    connection = acceptor.Connection(accepted, "it")
+def met(accepted: socket.socket, family: ownership.Family) -> Connection:
+    connection = Connection(accepted, "it")
     family.meet(connection)
     return connection
 
@@ -92,7 +93,7 @@ def test_a_descendant_that_proc_hides_is_taken_for_root_or_ourselves(
     monkeypatch: pytest.MonkeyPatch, error: type[OSError]
 ) -> None:
     with started(["sleep", str(HANG)]) as hidden, connected() as (_, accepted):
-        listdir, read = os.listdir, ownership._read
+        listdir, read = os.listdir, process_tree._read
 
         def hide(path: str) -> str:
             if path.startswith(f"/proc/{hidden.pid}"):
@@ -100,15 +101,13 @@ def test_a_descendant_that_proc_hides_is_taken_for_root_or_ourselves(
             return path
 
         monkeypatch.setattr(os, "listdir", lambda path: listdir(hide(path)))
-        monkeypatch.setattr(ownership, "_read", lambda path: read(hide(path)))
+        monkeypatch.setattr(process_tree, "_read", lambda path: read(hide(path)))
         monkeypatch.setattr(os.path, "exists", lambda path: not path.startswith(f"/proc/{hidden.pid}"))
         family = ownership.Family()
-        assert family.refusal(acceptor.Connection(accepted, "it")) == ownership.STRANGER, (
-            "sleep was there before the family"
-        )
+        assert family.refusal(Connection(accepted, "it")) == ownership.STRANGER, "sleep was there before the family"
         family._strangers = set()
-        assert family.refusal(acceptor.Connection(accepted, "it")) == ""
-        assert ownership._users(hidden.pid) == {0, os.getuid()}
+        assert family.refusal(Connection(accepted, "it")) == ""
+        assert process_tree.users_of(hidden.pid) == {0, os.getuid()}
 
 
 def test_a_zombie_hides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,7 +120,7 @@ def test_a_zombie_hides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         raise PermissionError  # what everybody but root gets for it
 
     monkeypatch.setattr(os, "listdir", listdir)
-    assert ownership._has_open(pid, 1) is False
+    assert process_tree.has_open(pid, 1) is False
     os.waitpid(pid, 0)
 
 

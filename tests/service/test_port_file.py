@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from fastvsock import errors
+from fastvsock.host import addresses
 from fastvsock.services import announce
 from support import HANG, started
 from support.services import FarEnd, eventually, service_command
 
-ADDRESS = announce.Address("127.0.0.1", 4711)
+ADDRESS = addresses.Address("127.0.0.1", 4711)
 
 
 def test_a_port_file_that_is_a_symlink_is_written_through_and_stays(tmp_path: Path) -> None:
@@ -65,7 +66,7 @@ def test_the_draft_of_one_that_was_killed_is_in_nobodys_way(tmp_path: Path) -> N
 
 def test_a_path_that_is_no_text_is_written_as_it_is(tmp_path: Path) -> None:
     path = os.fsdecode(b"/run/\xff")
-    announce.PortFile(str(tmp_path / "port"), announce.Address(path=path))
+    announce.PortFile(str(tmp_path / "port"), addresses.Address(path=path))
     assert (tmp_path / "port").read_bytes() == b"/run/\xff\n"
 
 

@@ -6,7 +6,6 @@ import socket
 import pytest
 
 from fastvsock.host import sock_diag
-from fastvsock.services import ownership
 from support.services import connected
 
 
@@ -30,9 +29,9 @@ def test_the_other_end_is_told_by_user_and_inode(way: str, host: str) -> None:
         found = sock_diag.other_end(accepted)
         assert found
         assert found[1:] == (os.getuid(), inode), "a half-close is no close"
-        assert not ownership.is_closed(accepted)
+        assert not sock_diag.is_closed(accepted)
         client.close()
-        assert ownership.is_closed(accepted)
+        assert sock_diag.is_closed(accepted)
 
 
 def test_an_ipv4_client_of_a_socket_for_both_is_found(way: str) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from fastvsock.services import acceptor, ownership
+from fastvsock.services import ownership
+from fastvsock.services.connection import Connection
 from support import HANG, started
 from support.services import FarEnd, connect, receive, service_command
 
@@ -62,10 +63,10 @@ def test_where_a_descendant_cannot_be_looked_into_its_user_decides(monkeypatch: 
         socket.create_connection(server.getsockname()),
     ):
         sock, _ = server.accept()
-        connection = acceptor.Connection(sock, "this process' own")
+        connection = Connection(sock, "this process' own")
         assert family.refusal(connection) == ownership.STRANGER, "for it is its parent's, not sleep's"
-        monkeypatch.setattr(ownership, "_has_open", lambda pid, inode: None)
+        monkeypatch.setattr(ownership, "has_open", lambda pid, inode: None)
         assert not family.refusal(connection)
-        monkeypatch.setattr(ownership, "_users", lambda pid: {os.getuid() + 1})
+        monkeypatch.setattr(ownership, "users_of", lambda pid: {os.getuid() + 1})
         assert family.refusal(connection) == ownership.STRANGER
         sock.close()

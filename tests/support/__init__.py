@@ -63,7 +63,7 @@ def summary(data: bytes) -> bytes:
 
 def command(*arguments: str, engine: str = "auto") -> list[str]:
     """The command line of the program under test."""
-    return [sys.executable, "-m", "fastvsock.entry", "--engine", engine, *arguments]
+    return [sys.executable, "-m", "fastvsock.runcvm_vsock_connect", "--engine", engine, *arguments]
 
 
 def run(

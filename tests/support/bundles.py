@@ -11,7 +11,8 @@ import os
 import shutil
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
+import tempfile
+from contextlib import redirect_stdout
 from pathlib import Path
 
 from fastvsock import cli
@@ -81,10 +82,17 @@ def put(path: Path, text: str, mode: int) -> None:
 def fastvsock(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """Run the umbrella command, in this process: what it prints, and its exit status."""
     words = list(map(str, arguments))
-    out, err = io.StringIO(), io.StringIO()
-    with redirect_stdout(out), redirect_stderr(err):
-        status = cli.run(words)
-    return subprocess.CompletedProcess(words, status, out.getvalue(), err.getvalue())
+    out = io.StringIO()
+    with tempfile.TemporaryFile() as err, redirect_stdout(out):
+        stderr = os.dup(2)
+        os.dup2(err.fileno(), 2)
+        try:
+            status = cli.run(words)
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+        err.seek(0)
+        return subprocess.CompletedProcess(words, status, out.getvalue(), err.read().decode())
 
 
 def runcvm(command: str, bundle: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:

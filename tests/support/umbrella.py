@@ -10,7 +10,7 @@ from support import HANG
 BROKEN = """
 import sys
 from fastvsock import cli
-from fastvsock.commands import doctor
+from fastvsock.cli import doctor
 def main(arguments): raise {error}
 doctor.main = main
 cli.main()

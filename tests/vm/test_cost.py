@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(not os.environ.get("FASTVSOCK_VM"), reason="by d
 
 MIB = 8
 PIPELINE = ROOT / "bench" / "peers" / "pipeline.sh"
-CONNECT = [sys.executable, "-m", "fastvsock.entry", "--linger", "inf", "--engine"]
+CONNECT = [sys.executable, "-m", "fastvsock.runcvm_vsock_connect", "--linger", "inf", "--engine"]
 FORWARDERS = {"splice": [*CONNECT, "splice"], "copy": [*CONNECT, "copy"], "three socats": ["sh", str(PIPELINE)]}
 
 

@@ -7,16 +7,16 @@ import sys
 from collections.abc import Callable
 from importlib import import_module
 
-from .. import __version__, errors
+from .. import __version__, errors, stdio
 
 COMMANDS = {
-    "bench": "splice against copy on this machine, or through a real VM",
+    "bench": "measure splice against copy on this machine, or through a real VM",
     "connect": "join stdin and stdout to a port inside a microVM",
-    "doctor": "look for what goes wrong, and say what to do",
-    "emulate": "stand in for a VMM: a hybrid vsock without a VM, for demos and tests",
-    "listen": "take the connections that a guest makes to a port of the host",
-    "proxy": "listen on a port or a Unix socket, and join each connection to a port inside a microVM",
-    "runcvm": "install into a RunCVM bundle, check it, or print a Kubernetes manifest",
+    "doctor": "diagnose common problems on this machine and with a VMM, and suggest fixes",
+    "emulate": "stand in for a VMM and its guest: a hybrid vsock without a VM, for demos and tests",
+    "listen": "accept the connections that a guest makes to a port of the host (CID 2)",
+    "proxy": "listen on a port or a Unix socket and join each connection to a port inside a microVM",
+    "runcvm": "install into a RunCVM bundle, uninstall, check it, or print a Kubernetes manifest",
 }
 
 
@@ -67,12 +67,16 @@ def main() -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
 
+def description(name: str) -> str:
+    """The summary of a subcommand as a sentence, for its own ``--help``."""
+    summary = COMMANDS[name]
+    return f"{summary[0].upper()}{summary[1:]}."
+
+
 def mend_streams(command: list[str]) -> None:
     """Let what is printed go nowhere where that is closed, and tell of a stdout that fails."""
     if command != ["connect"] and None in (sys.stdin, sys.stdout, sys.stderr):  # connect looks for itself
-        from ..entry import fill_closed
-
-        fill_closed()
+        stdio.fill_closed()
     if sys.stderr is None:
         sys.stderr = io.StringIO()
     if sys.stdout is None:
@@ -85,11 +89,11 @@ def mend_streams(command: list[str]) -> None:
 def run(arguments: list[str]) -> int:
     """Run the subcommand that `arguments` begins with, print what is wrong, and return the exit status."""
     try:
-        status = _told(lambda: _run(arguments))
+        status = _reported(lambda: _run(arguments))
     except SystemExit as end:  # of argparse, which has said why
-        raise SystemExit(_told(_flush) or end.code) from None
+        raise SystemExit(_reported(_flush) or end.code) from None
     if not status:
-        return _told(_flush)
+        return _reported(_flush)
     try:
         _flush()
     except OSError:
@@ -97,15 +101,15 @@ def run(arguments: list[str]) -> int:
     return status
 
 
-def _told(act: Callable[[], int]) -> int:
+def _reported(act: Callable[[], int]) -> int:
     """The status of `act`, or of what is wrong with it, once that is printed."""
     try:
         return act()
     except BrokenPipeError:
         return 0  # into `head` for instance
     except Exception as error:
-        sentence, status = errors.outcome(error)
-        _say(sentence)
+        sentence, status = stdio.message_and_status(error)
+        stdio.log(sentence)
         return status
 
 
@@ -126,7 +130,7 @@ def _run(arguments: list[str]) -> int:
         return 0
     if name not in COMMANDS:
         what = f"unknown command {name!r}" if name else "a command is needed"
-        _say(f"{what}\n{_help()}", end="")
+        stdio.log(f"{what}\n{_help()}".rstrip())
         return errors.USAGE
     return int(import_module(f".{name}", __package__).main(arguments[1:]))
 
@@ -134,10 +138,3 @@ def _run(arguments: list[str]) -> int:
 def _help() -> str:
     width = max(map(len, COMMANDS))
     return HELP.format(commands="\n".join(f"  {name:{width}}  {summary}" for name, summary in COMMANDS.items()))
-
-
-def _say(text: str, end: str = "\n") -> None:
-    try:
-        print(f"fastvsock: {text}", end=end, file=sys.stderr)
-    except OSError:
-        pass  # nobody listens, and there is no other place

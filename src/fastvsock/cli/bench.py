@@ -13,8 +13,8 @@ from types import FrameType
 from .. import errors, handshake
 from ..selfbench import sampling
 from ..selfbench.sampling import Sample
+from . import description
 
-SUMMARY = "splice against copy on this machine, or through a VM: throughput and CPU time"
 GIB = 1 << 30
 ROUNDS = 6
 WIDTH = 30  # characters of the progress bar
@@ -69,7 +69,7 @@ def measure(options: argparse.Namespace, ports: dict[str, int]) -> list[dict[str
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="fastvsock bench", description=f"Measure {SUMMARY}.", epilog=EXPLAINED.replace("ROUNDS", str(ROUNDS))
+        prog="fastvsock bench", description=description("bench"), epilog=EXPLAINED.replace("ROUNDS", str(ROUNDS))
     )
     parser.add_argument("--uds", help="the VMM's Unix socket (default: a far end of our own, no VM)")
     parser.add_argument("--port", help="a guest port behind it (default: 9, discard, up and 19, chargen, down)")
@@ -99,7 +99,7 @@ def _ports(options: argparse.Namespace) -> dict[str, int]:
 
 def report(found: list[dict[str, dict[str, Sample]]], uds: str | None) -> str:
     """What was found, as a table of a line each way and engine, with the paired ratios below each way."""
-    where = f"through {errors.shown(uds)}" if uds else "no VM, all on this machine"
+    where = f"through {errors.printable(uds)}" if uds else "no VM, all on this machine"
     lines = [
         f"fastvsock bench: {where}; Linux {platform.release()}, {os.cpu_count()} CPUs, "
         f"Python {platform.python_version()}, {len(found)} round{'s' * (len(found) != 1)}",

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 from .. import errors
 from ..handshake import parse_port
+from . import description
 
 if TYPE_CHECKING:
-    from ..runcvm.check import Finding
+    from ..diagnostics.findings import Finding
 
-SUMMARY = "look for what goes wrong on this machine, and with a VMM's socket"
 UDS = "/run/firecracker.vsock"
 
 
@@ -20,7 +20,7 @@ def main(arguments: list[str]) -> int:
     """Run the subcommand and return the exit status."""
     parser = argparse.ArgumentParser(
         prog="fastvsock doctor",
-        description=f"{SUMMARY[0].upper()}{SUMMARY[1:]}. Exit status: 0 unless something failed, then 1.",
+        description=f"{description('doctor')} Exit status: 0 unless something failed, then 1.",
     )
     add_arguments(parser)
     options = parser.parse_args(arguments)
@@ -36,13 +36,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def look(options: argparse.Namespace) -> "list[Finding]":
     """The findings on this machine, and on the socket where one is given or found."""
-    from ..runcvm import check
+    from ..diagnostics.machine import check_here
+    from ..diagnostics.uds import check_uds, no_uds
 
     port = None if options.port is None else parse_port(options.port)
     if options.uds == "":
         raise errors.UsageError("UDS is empty: give the uds_path of a VMM's vsock device, or leave it out")
     uds = options.uds or (UDS if os.path.exists(UDS) else None)
-    return [*check.check_here(), *(check.check_uds(uds, port) if uds else [check.no_uds(UDS)])]
+    return [*check_here(), *(check_uds(uds, port) if uds else [no_uds(UDS)])]
 
 
 def report(findings: "Sequence[Finding]", options: argparse.Namespace) -> int:

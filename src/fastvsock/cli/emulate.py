@@ -4,15 +4,16 @@ import argparse
 import resource
 import shutil
 import signal
-import sys
 from functools import partial
 from types import FrameType
 
-from ..emulator.emulator import DEFAULT_SERVICES, Emulator, Exec, Service, Tcp, chargen, discard, echo
-from ..errors import UsageError, shown
+from ..emulator.emulator import Emulator
+from ..emulator.guest import DEFAULT_SERVICES, Exec, Service, Tcp, chargen, discard, echo
+from ..errors import UsageError, printable
 from ..handshake import parse_port
+from ..host.addresses import parse_target
+from ..stdio import log
 
-SUMMARY = "stand in for a VMM and its guest, for demos and tests without a VM"
 EPILOG = """\
 exit status: 128+n ended by signal n (SIGTERM, SIGINT, SIGHUP), once the children have ended and UDS is removed; 1 a
 failure, told on stderr in one line: UDS cannot be used, or a port is none; 2 wrong usage.
@@ -50,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     """
     services = DEFAULT_SERVICES | _services(args)
     _raise_descriptor_limit()
-    emulator = Emulator(args.uds, services, _log if args.verbose else None)
+    emulator = Emulator(args.uds, services, log if args.verbose else None)
     status = 0
 
     def on_signal(number: int, frame: FrameType | None) -> None:
@@ -64,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         emulator.listen()
         names = ", ".join(f"{port} {_name(service)}" for port, service in sorted(services.items()))
-        print(f"fastvsock emulate: listening on {shown(args.uds)} (ports {names})", flush=True)
+        print(f"fastvsock emulate: listening on {printable(args.uds)} (ports {names})", flush=True)
         emulator.run()
     finally:
         emulator.close()
@@ -103,10 +104,7 @@ def _exec(option: str) -> tuple[int, Service]:
 
 def _tcp(option: str) -> tuple[int, Service]:
     port, _, target = option.partition("=")
-    host, _, tcp_port = target.rpartition(":")
-    if not (host and tcp_port.isascii() and tcp_port.isdecimal() and 0 < int(tcp_port) < 1 << 16):
-        raise UsageError(f"--tcp {option!r} makes no sense: give PORT=HOST:PORT, with a TCP port from 1 to 65535")
-    return parse_port(port), Tcp(host.strip("[]"), int(tcp_port))
+    return parse_port(port), Tcp(*parse_target(f"--tcp {port}=", target))
 
 
 def _name(service: Service) -> str:
@@ -117,7 +115,3 @@ def _raise_descriptor_limit() -> None:
     """1,023 connections take more than the usual 1,024 descriptors."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def _log(sentence: str) -> None:
-    print(f"fastvsock: {sentence}", file=sys.stderr, flush=True)

@@ -6,14 +6,15 @@ from contextlib import ExitStack
 
 from .. import errors
 from ..handshake import parse_port
-from ..services import announce
-from ..services.acceptor import prepare_process
-from ..services.announce import Address
+from ..host import addresses, listeners
+from ..host.addresses import Address
 from ..services.handlers import Terms, ToCommand, ToSocket, ToStdio
 from ..services.lifecycle import Plan
-from .proxy import add_options, begin, live, path, split
+from ..services.limits import prepare_process
+from . import description
+from .arguments import mode, path, split
+from .service import add_options, begin, live
 
-SUMMARY = "take the connections that a guest makes to a port of the host (CID 2)"
 EPILOG = """\
 A VMM passes a guest's connection to CID 2, port PORT, on to the Unix socket UDS_PORT, which this command makes (mode
 0600) and removes. Without --tcp, --unix and COMMAND the one connection that is served becomes stdin and stdout.
@@ -29,7 +30,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         "fastvsock listen",
         usage="fastvsock listen [options] UDS PORT [-- COMMAND ...]",
-        description=SUMMARY[0].upper() + SUMMARY[1:] + ".",
+        description=description("listen"),
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -40,8 +41,8 @@ def main(arguments: list[str]) -> int:
     where.add_argument("--unix", type=path, metavar="PATH", help="join each connection to a Unix socket")
     parser.add_argument(
         "--mode",
-        type=octal,
-        default=announce.OWNER_ONLY,
+        type=mode,
+        default=listeners.OWNER_ONLY,
         help="the socket's mode, for a VMM of another user (default 600)",
     )
     add_options(parser)
@@ -57,7 +58,7 @@ def run(options: argparse.Namespace, command: list[str]) -> int:
     address = Address(path=f"{options.uds}_{parse_port(options.port)}")
     serve: ToSocket | ToCommand | ToStdio
     stdio = not (command or options.tcp or options.unix)
-    where = None if command or stdio else target(options)
+    where = None if command or stdio else options.unix or addresses.parse_target("--tcp", options.tcp)
     life = begin(options, with_command=False)
     limit = prepare_process()
     if command:
@@ -67,10 +68,10 @@ def run(options: argparse.Namespace, command: list[str]) -> int:
     else:
         serve = ToStdio(terms)
     with ExitStack() as closing:
-        listeners = announce.passed(os.environ, remote=options.allow_remote)
-        if not listeners:
-            listeners.append(announce.open_listener(address, options.mode))
-        for listener in listeners:
+        listening = listeners.passed(os.environ, remote=options.allow_remote)
+        if not listening:
+            listening.append(listeners.open_listener(address, options.mode))
+        for listener in listening:
             closing.callback(listener.close)
         plan = Plan(
             once=options.once or stdio,
@@ -79,24 +80,5 @@ def run(options: argparse.Namespace, command: list[str]) -> int:
             say_where=not stdio,
             ready_fd=options.ready_fd,
         )
-        status = live(options, life, plan, listeners, serve)
+        status = live(options, life, plan, listening, serve)
     return status or (serve.status if options.once and isinstance(serve, ToCommand) else 0)
-
-
-def target(options: argparse.Namespace) -> tuple[str, int] | str:
-    """The address that connections are joined to. Raises `UsageError`."""
-    if options.unix:
-        return str(options.unix)
-    host, colon, port = str(options.tcp).rpartition(":")
-    if not (host and colon and port.isascii() and port.isdigit() and 0 < int(port) < 1 << 16):
-        raise errors.UsageError(f"--tcp {options.tcp!r} makes no sense: give HOST:PORT, PORT from 1 to 65535")
-    return host.strip("[]"), int(port)
-
-
-def octal(text: str) -> int:
-    """A mode of permissions."""
-    if not (
-        len(text) < 5 and text.isascii() and text.isdigit() and not set(text) & {"8", "9"} and int(text, 8) < 0o1000
-    ):
-        raise argparse.ArgumentTypeError(f"{text!r} is no mode: give three octal digits, as 660")
-    return int(text, 8)

@@ -1,16 +1,15 @@
 """`fastvsock runcvm`: RunCVM's integration."""
 
 import argparse
-import sys
 from typing import TYPE_CHECKING
 
 from .. import errors
-from . import doctor
+from ..stdio import log
+from . import description, doctor
 
 if TYPE_CHECKING:
     from ..runcvm.install import Plan
 
-SUMMARY = "install into a RunCVM bundle, uninstall, check it, print the Kubernetes manifest"
 ROOT = "/opt/runcvm"
 LABEL = "runcvm=true"
 INSTALL = """\
@@ -30,7 +29,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="fastvsock runcvm", description=f"{SUMMARY[0].upper()}{SUMMARY[1:]}.")
+    parser = argparse.ArgumentParser(prog="fastvsock runcvm", description=description("runcvm"))
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     raw = argparse.RawDescriptionHelpFormatter
     install = commands.add_parser(
@@ -99,7 +98,7 @@ def _uninstall(options: argparse.Namespace) -> int:
         plan = install.plan_uninstall(root, force=options.force)
         if plan.undone:
             for text in plan.undone:
-                _say(text)
+                log(text)
             return 1
         _show(plan, options)
         if not options.dry_run:
@@ -109,8 +108,8 @@ def _uninstall(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
+    from ..errors import BundleError
     from ..runcvm import check, install
-    from ..runcvm.bundle_files import BundleError
 
     try:
         with install.opened(options.root, lock=False) as root:
@@ -135,9 +134,9 @@ def _manifest(options: argparse.Namespace) -> int:
     )
     settings.check()
     if "@sha256:" not in options.image:
-        _say(f"{options.image} is not fixed by a digest: who can push to its registry changes what every node runs")
+        log(f"{options.image} is not fixed by a digest: who can push to its registry changes what every node runs")
     if options.node_label is None:
-        _say(
+        log(
             f"for the nodes that have the label {label} (kubectl label node NAME {label}): it must be the one in "
             "scheduling.nodeSelector of the RuntimeClass runcvm; --node-label gives another"
         )
@@ -158,14 +157,10 @@ def _show(plan: "Plan", options: argparse.Namespace) -> None:
 
 def _tell(plan: "Plan", options: argparse.Namespace) -> None:
     for text in [*plan.notes, *plan.undone]:
-        _say(text)
+        log(text)
     if not plan:
-        _say(f"{options.root}: nothing to do")
+        log(f"{options.root}: nothing to do")
     elif options.dry_run:
-        _say(f"{options.root}: nothing was changed (--dry-run)")
+        log(f"{options.root}: nothing was changed (--dry-run)")
     else:
-        _say(f"{options.root}: done, {len(plan.changes)} file{'s' * (len(plan.changes) != 1)} changed")
-
-
-def _say(text: str) -> None:
-    print(f"fastvsock: {text}", file=sys.stderr)
+        log(f"{options.root}: done, {len(plan.changes)} file{'s' * (len(plan.changes) != 1)} changed")

@@ -17,419 +17,32 @@ piece, would hold less than it does behind a real VMM.
 """
 
 import errno
-import fcntl
 import itertools
 import os
-import select
-import shlex
 import signal
 import socket
 import subprocess
-import termios
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import cache, partial
-from sys import byteorder
+from functools import partial
 from time import monotonic
 from types import TracebackType
 from typing import NamedTuple
 
-from ..errors import EmulatorError as EmulatorError
-from ..errors import shown
-from ..handshake import MAX_PORT
+from ..errors import EmulatorError, printable
 from ..host.socket_file import SocketFile
+from .guest import DEFAULT_SERVICES, Exec, Service
+from .muxer import IN, ROUNDS, Connection
+from .poller import Poller
+from .request_line import LINE_MAX, asked_port, take_line
 
 MAX_CONNECTIONS = 1023  # unix/mod.rs
 FIRST_HOST_PORT = 1 << 30  # muxer.rs
-LINE_MIN, LINE_MAX = 10, 32  # bytes of a CONNECT line; muxer.rs
-PACKET = 65536  # bytes in a packet, and in the VMM's buffer; csm/mod.rs
-CREDIT_UPDATE = 4096  # bytes of known credit under which the guest is told of more; csm/mod.rs
-CLOSE_DEADLINE = 2.0  # seconds; csm/mod.rs
 GUEST_BUFFER = 106496  # SO_SNDBUF towards the guest; then 262,144 bytes wait for it to read, as in a Linux guest
 BACKLOG = 4096
-ROUNDS = 16  # packets in one direction before the other connections get their turn, or looks at all before a child does
 PATIENCE = 2.0  # seconds that services have to end after their connections
 BACK = "FASTVSOCK_GUEST_BACK"
-
-IN, OUT, HUP, EDGE = select.EPOLLIN, select.EPOLLOUT, select.EPOLLHUP, select.EPOLLET
-NEVER = float("inf")
-
-
-# The guest's services
-
-
-@dataclass(frozen=True)
-class Exec:
-    """A service that runs a child for each connection: `argv`, whose descriptors 0 and 1 are the guest's end.
-
-    The child's exit is the guest's full close. A child that wants to reach a port of the host connects to the Unix
-    socket ``$FASTVSOCK_GUEST_BACK_PORT``, as the VMM does for a guest that connects to CID 2.
-    """
-
-    argv: tuple[str, ...]
-
-    @classmethod
-    def parse(cls, command: str) -> "Exec":
-        """From a command line; no shell runs it. Raises `ValueError` where quotes do not match or nothing is there."""
-        argv = tuple(shlex.split(command))
-        if not argv:
-            raise ValueError("no command")
-        return cls(argv)
-
-
-@dataclass(frozen=True)
-class Tcp:
-    """A service that joins the guest's end to a TCP port, as socat in a guest does; its end of file is a full close."""
-
-    host: str
-    port: int
-
-    def __call__(self, guest: socket.socket) -> None:
-        with socket.create_connection((self.host, self.port)) as tcp:
-            up = threading.Thread(target=_forward, args=(guest, tcp), daemon=True)
-            up.start()
-            _forward(tcp, guest)
-            for end in (guest, tcp):
-                _shut(end, socket.SHUT_RDWR)
-            up.join()
-
-
-Service = Callable[[socket.socket], object] | Exec
-"""A callable gets the guest's end, a blocking stream socket, in a thread of its own; its return is the full close."""
-
-
-def echo(guest: socket.socket) -> None:
-    """Send back what comes, until end of file."""
-    buffer = memoryview(bytearray(PACKET))
-    while count := guest.recv_into(buffer):
-        guest.sendall(buffer[:count])
-
-
-def discard(guest: socket.socket) -> None:
-    """Read until end of file, then answer the count of bytes and a newline.
-
-    After a half-close of the host the answer goes nowhere, since the VMM has shut both directions.
-    """
-    buffer, total = bytearray(PACKET), 0
-    while count := guest.recv_into(buffer):
-        total += count
-    guest.sendall(b"%d\n" % total)
-
-
-def chargen(guest: socket.socket) -> None:
-    """Send bytes until the peer closes: the one at offset i is ``(i ^ (i >> 8) ^ (i >> 16)) & 0xff``. Reads nothing."""
-    for third in itertools.cycle(range(256)):
-        guest.sendall(_pattern(third))
-
-
-@cache
-def _pattern(third: int) -> bytes:
-    """The 64 KiB of chargen that begin at offset `third` << 16."""
-    if third:
-        return _pattern(0).translate(bytes(byte ^ third for byte in range(256)))
-    return bytes((i ^ i >> 8) & 0xFF for i in range(PACKET))
-
-
-DEFAULT_SERVICES: dict[int, Service] = {7: echo, 9: discard, 19: chargen}
-
-
-def _forward(source: socket.socket, target: socket.socket) -> None:
-    """Copy until end of file, then half-close; an error at either end is an end of file too."""
-    buffer = memoryview(bytearray(PACKET))
-    try:
-        while count := source.recv_into(buffer):
-            target.sendall(buffer[:count])
-    except OSError:
-        pass
-    _shut(target, socket.SHUT_WR)
-
-
-def _shut(sock: socket.socket, how: int) -> None:
-    try:
-        sock.shutdown(how)
-    except OSError:
-        pass  # its peer has closed
-
-
-# The handshake as muxer.rs reads it
-
-
-def take_line(data: bytes) -> bytes | None:
-    """The part of `data` that the VMM takes for the CONNECT line, or None while `data` ends before the line does.
-
-    The VMM looks for the newline from the tenth byte on, and gives up looking after 32 (read_local_stream_port).
-    """
-    newline = data.find(b"\n", LINE_MIN - 1, LINE_MAX)
-    if newline >= 0:
-        return data[: newline + 1]
-    return data[:LINE_MAX] if len(data) >= LINE_MAX else None
-
-
-def asked_port(line: bytes) -> int:
-    """The guest port that a CONNECT line asks for. Raises `ValueError` where muxer.rs refuses the line.
-
-    Two words count, however they are spaced: "connect" in any letter case, and what Rust parses as a u32.
-    """
-    words = line.decode().split()
-    if len(words) < 2 or words[0].lower() != "connect":
-        raise ValueError("not a request")
-    digits = words[1].removeprefix("+")
-    if not (digits.isascii() and digits.isdigit()) or int(digits) > MAX_PORT:
-        raise ValueError("not a port")
-    return int(digits)
-
-
-class _Poller:
-    """epoll, with a handler for each descriptor; only changes reach the kernel.
-
-    `buffer` is a packet's room, any handler's for as long as it runs.
-    """
-
-    def __init__(self) -> None:
-        self.buffer = memoryview(bytearray(PACKET))
-        self._epoll = select.epoll()
-        self._watched: dict[int, tuple[int, Callable[[int], None]]] = {}
-
-    def watch(self, fd: int, mask: int | None, handler: Callable[[int], None]) -> None:
-        """Call `handler` with the events of `mask` (epoll adds HUP and ERR to any). None stops watching."""
-        known = self._watched.get(fd)
-        if mask is None:
-            if known:
-                del self._watched[fd]
-                self._epoll.unregister(fd)
-            return
-        if known is None:
-            self._epoll.register(fd, mask)
-        elif known[0] != mask:
-            self._epoll.modify(fd, mask)
-        self._watched[fd] = mask, handler
-
-    def wait(self, block: bool) -> list[tuple[int, int]]:
-        """Descriptors with their events; blocks until there are some, or not at all."""
-        return self._epoll.poll(None if block else 0)
-
-    def dispatch(self, fd: int, events: int) -> None:
-        """Call the handler, unless an earlier one of the same round has put an end to the descriptor."""
-        watched = self._watched.get(fd)
-        if watched:
-            watched[1](events)
-
-    def close(self) -> None:
-        self._epoll.close()
-
-
-class _Connection:
-    """One established connection: the VMM's two sockets, and the rules of csm/connection.rs."""
-
-    def __init__(
-        self,
-        host: socket.socket,
-        guest: socket.socket,
-        name: str,
-        poller: _Poller,
-        ended: "Callable[[_Connection], None]",
-    ) -> None:
-        self.name, self.expires = name, NEVER
-        self._host, self._guest, self._poller, self._ended = host, guest, poller, ended
-        self._buffer = poller.buffer
-        self._up: bytes | memoryview = b""  # read from the host, and not yet taken by the guest's end
-        self._down = bytearray()  # taken from the guest, and not yet by the host's socket
-        self._blocked = False  # the host's socket has refused some of `_down`
-        self._credit, self._untold = PACKET, 0  # bytes that the guest may send, and those that it does not know of yet
-        self._deaf = self._silent = False  # the guest receives, sends no more
-        self._host_closed = False
-        self._done = False
-        self.settle()
-
-    def end(self) -> None:
-        """Close both sides. What is still in the VMM's hands is lost."""
-        if self._done:
-            return
-        self._done = True
-        self._poller.watch(self._host.fileno(), None, self._on_host)
-        self._poller.watch(self._guest.fileno(), None, self._on_guest)
-        self._host.close()
-        self._close_guest()
-        self._ended(self)
-
-    def _close_guest(self) -> None:
-        """Close the guest's side so that it reads an end of file: unread bytes would make that a reset (unix(7))."""
-        _shut(self._guest, socket.SHUT_RDWR)
-        try:
-            while self._guest.recv_into(self._buffer):
-                pass
-        except OSError:
-            pass  # the guest itself closed with bytes unread
-        self._guest.close()
-
-    def settle(self) -> None:
-        """Watch what can be acted upon, and nothing else: epoll reports HUP again and again."""
-        if self._done:
-            return
-        host = OUT if self._down else 0
-        if not (self._up or self._deaf or self._host_closed):
-            host |= IN
-        self._poller.watch(self._host.fileno(), host or None, self._on_host)
-        self._poller.watch(self._guest.fileno(), self._guest_events(), self._on_guest)
-
-    def _guest_events(self) -> int | None:
-        if self._host_closed:
-            return OUT | EDGE  # an event for what the guest takes: unix_write_space() in net/unix/af_unix.c
-        up = OUT if self._up else 0
-        if self._silent:
-            return None if self._deaf else up  # epoll adds HUP, the full close
-        if not self._credit:
-            return up or EDGE  # HUP still matters, once
-        return up | IN
-
-    def _on_host(self, events: int) -> None:
-        try:
-            if events & OUT and self._down:
-                self._flush()
-            if events & IN:
-                self._pull_up()
-        except BlockingIOError:
-            pass
-        except OSError:
-            self.end()  # any other error kills the connection there too
-        self.settle()
-
-    def _on_guest(self, events: int) -> None:
-        try:
-            if self._host_closed:
-                return self._end_when_read()
-            if events & OUT and self._up:
-                self._push_up()
-            if events & IN and not self._silent:
-                self._pull_down()
-            elif events & HUP and _hung_up(self._guest):
-                self._hang_up()
-        except BlockingIOError:
-            pass
-        except OSError:
-            self.end()
-        self.settle()
-
-    def _pull_up(self) -> None:
-        for _ in range(ROUNDS):
-            if self._done or self._up or self._deaf or self._host_closed:
-                return
-            count = self._host.recv_into(self._buffer)
-            if not count:
-                return self._close_host()
-            self._up = self._buffer[:count]
-            self._tell_credit()  # each packet to the guest carries it
-            self._push_up()
-
-    def _push_up(self) -> None:
-        try:
-            self._up = bytes(self._up[self._guest.send(self._up) :])
-        except BlockingIOError:
-            self._up = bytes(self._up)
-        except (BrokenPipeError, ConnectionResetError):
-            self._up, self._deaf = b"", True
-            if self._silent:
-                self._guest_closed()
-
-    def _pull_down(self) -> None:
-        for _ in range(ROUNDS):
-            if self._done or self._host_closed or not self._credit:
-                return
-            try:
-                count = self._guest.recv_into(self._buffer, self._credit)
-            except ConnectionResetError:
-                count = 0  # it closed with bytes unread
-            if not count:
-                return self._end_of_guest()
-            self._credit -= count
-            if self._down or (self._credit and not _writable(self._host)):
-                self._down += self._buffer[:count]
-                if not (self._credit or self._blocked):
-                    self._flush()
-            else:
-                self._send_down(self._buffer[:count])
-
-    def _send_down(self, packet: memoryview) -> None:
-        try:
-            sent = self._host.send(packet)
-        except BlockingIOError:
-            sent = 0
-        self._down += packet[sent:]
-        self._forwarded(sent)
-
-    def _flush(self) -> None:
-        try:
-            sent = self._host.send(self._down)
-        except BlockingIOError:
-            sent = 0
-        del self._down[:sent]
-        self._forwarded(sent)
-
-    def _forwarded(self, count: int) -> None:
-        self._blocked = bool(self._down)
-        self._untold += count
-        if PACKET - self._untold < CREDIT_UPDATE:
-            self._tell_credit()
-        if self._silent and self._deaf and not self._down:
-            self.end()
-
-    def _tell_credit(self) -> None:
-        self._credit += self._untold
-        self._untold = 0
-
-    def _hang_up(self) -> None:
-        if self._silent:
-            self._guest_closed()
-        elif not (self._credit or _queued(self._guest, termios.FIONREAD)):
-            self._end_of_guest()  # to close takes no credit
-
-    def _end_of_guest(self) -> None:
-        self._silent = True
-        if self._down and not self._blocked:
-            self._flush()
-        if self._done:
-            return
-        if _hung_up(self._guest):
-            self.expires = monotonic() + CLOSE_DEADLINE  # not after a half-close, where connection.rs sets none
-            self._guest_closed()
-
-    def _guest_closed(self) -> None:
-        self._up, self._deaf = b"", True
-        if not self._down:
-            self.end()
-
-    def _close_host(self) -> None:
-        """End of file from the host closes both directions: LocalClosed in connection.rs."""
-        self._host_closed = True
-        self.expires = monotonic() + CLOSE_DEADLINE
-        _shut(self._guest, socket.SHUT_RDWR)
-        self._end_when_read()
-
-    def _end_when_read(self) -> None:
-        # The guest's driver answers with a reset once nothing is left to read. The last byte of the count is given
-        # back only after the event (sock_wfree() in net/core/sock.c).
-        if _queued(self._guest, termios.TIOCOUTQ) <= 1:
-            self.end()
-
-
-def _queued(sock: socket.socket, request: int) -> int:
-    return int.from_bytes(fcntl.ioctl(sock.fileno(), request, bytes(4)), byteorder)
-
-
-def _hung_up(sock: socket.socket) -> bool:
-    return bool(_events(sock, 0) & select.POLLHUP)
-
-
-def _writable(sock: socket.socket) -> bool:
-    return bool(_events(sock, select.POLLOUT))
-
-
-def _events(sock: socket.socket, mask: int) -> int:
-    poll = select.poll()
-    poll.register(sock, mask)
-    return sum(events for _, events in poll.poll(0))
 
 
 class _Request(NamedTuple):
@@ -465,14 +78,14 @@ class Emulator:
         self._services = dict(DEFAULT_SERVICES if services is None else services)
         self._log = log or (lambda sentence: None)
         self._lock = threading.RLock()  # between the thread that runs and those that call
-        self._poller = _Poller()
+        self._poller = Poller()
         self._stop = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._poller.watch(self._stop, IN, self._on_stop)
         self._stopped = self._closed = self._full = False
         self._listener: socket.socket | None = None
         self._file: SocketFile | None = None
         self._requests: dict[int, _Request] = {}
-        self._connections: set[_Connection] = set()
+        self._connections: set[Connection] = set()
         self._host_ports = itertools.count(FIRST_HOST_PORT)
         self._due: deque[tuple[Exec, socket.socket, str]] = deque()  # guests that have accepted, and want their child
         self._children: dict[int, subprocess.Popen[bytes]] = {}
@@ -510,7 +123,7 @@ class Emulator:
             self._listener = self._file.listen(BACKLOG)
         except OSError as error:
             reason = error.strerror or str(error)
-            raise EmulatorError(f"{shown(self.uds)}: cannot listen there: {reason}", error.errno or 0) from None
+            raise EmulatorError(f"{printable(self.uds)}: cannot listen there: {reason}", error.errno or 0) from None
         self._poller.watch(self._listener.fileno(), IN, self._on_listener)
 
     def run(self) -> None:
@@ -652,9 +265,9 @@ class Emulator:
 
     def _add(self, host: socket.socket, guest: socket.socket, name: str) -> None:
         self._log(f"connection {name}")
-        self._connections.add(_Connection(host, guest, name, self._poller, self._ended))
+        self._connections.add(Connection(host, guest, name, self._poller, self._ended))
 
-    def _ended(self, connection: _Connection) -> None:
+    def _ended(self, connection: Connection) -> None:
         self._log(f"connection {connection.name} ended")
         self._connections.discard(connection)
         self._accept_again()

@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 
 from .. import errors
-from ..services.acceptor import say
+from ..stdio import log
 
 SI_KERNEL = 0x80  # include/uapi/asm-generic/siginfo.h
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -67,7 +67,7 @@ class Child:
                     os.kill(self.pid, number)
             except PermissionError:
                 name = signal.Signals(number).name
-                say(f"cannot pass {name} on to the command, process {self.pid}: it runs as another user (sudo?)")
+                log(f"cannot pass {name} on to the command, process {self.pid}: it runs as another user (sudo?)")
 
     def wait(self) -> int:
         """Wait for its end and return its status."""
@@ -121,3 +121,16 @@ def spawn(
     except OSError:
         pass  # it has ended already, or may not be touched any more (setuid)
     return Child(pid)
+
+
+PR_SET_CHILD_SUBREAPER = 36  # include/uapi/linux/prctl.h
+
+
+def adopt_orphans() -> None:
+    """Make this process the parent of descendants that lose theirs; best effort."""
+    try:
+        import ctypes
+
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    except (ImportError, OSError, AttributeError):
+        pass  # without it an orphan's connection counts as a stranger's

@@ -97,3 +97,14 @@ def _in_table(family: int, host: str, port: int) -> str:
     packed = socket.inet_pton(family, host)
     words = struct.unpack(f"={len(packed) // 4}I", packed)
     return "".join(f"{word:08X}" for word in words) + f":{port:04X}"
+
+
+def is_closed(sock: socket.socket) -> bool:
+    """Whether the other end of a TCP connection inside this machine is closed, and not only half-closed."""
+    if sock.family == socket.AF_UNIX:
+        return False
+    try:
+        found = other_end(sock)
+    except OSError:
+        return False
+    return found is not None and not found[2]

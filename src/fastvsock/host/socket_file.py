@@ -16,7 +16,7 @@ import socket
 import stat
 from time import monotonic, sleep
 
-from ..handshake import SUN_PATH_MAX
+from ..errors import SUN_PATH_MAX
 
 LOCK_PATIENCE, LOCK_PAUSE = 1.0, 0.02  # seconds
 

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from .bundle_files import BundleError, CircleError, Root
+from ..errors import BundleError, CircleError
+from .bundle_files import Root
 from .payload import Build, build_of
 
 DEFAULTS = "scripts/runcvm-ctr-defaults"

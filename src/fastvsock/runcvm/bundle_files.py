@@ -19,20 +19,12 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from types import TracebackType
 
-from ..errors import FastvsockError
+from ..errors import BundleError, CircleError
 
 HOPS = 40  # symbolic links on the way of one path, as in the kernel: path_resolution(7)
 MOUNTS = ("/.runcvm/guest/", "/opt/runcvm/")  # in containers and guests, and on the node
 FOLDER = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 MAX_FILE = 1 << 26  # bytes; no file that is edited or compared comes near
-
-
-class BundleError(FastvsockError):
-    """The bundle cannot be worked on as it is."""
-
-
-class CircleError(BundleError):
-    """A symbolic link that leads back to itself."""
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ..errors import BundleError
 from . import payload, script_edits
 from .bundle import ADD_PYTHON, DEFAULTS, EXEC, Bundle, run
-from .bundle_files import BundleError, File, Meta, Root, may_own
+from .bundle_files import File, Meta, Root, may_own
 from .journal import BACKUP, FILES, FORMAT, LOST, OURS, Content, Journal, holds, sha
 from .payload import CONNECT, HOME, UMBRELLA, Package
 

@@ -11,9 +11,10 @@ import os
 import re
 from typing import Any
 
+from ..errors import BundleError
 from . import payload, script_edits
 from .bundle import EXEC
-from .bundle_files import BundleError, File, Meta, Root
+from .bundle_files import File, Meta, Root
 from .payload import CONNECT, UMBRELLA
 
 OURS = ".fastvsock"

@@ -16,7 +16,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from .bundle_files import BundleError
+from ..errors import BundleError
 
 HOME = "lib/fastvsock"
 CONNECT = "scripts/runcvm-vsock-connect"

@@ -10,16 +10,13 @@ one of them ends when its pipes do, and is killed if it has not when this proces
 """
 
 import _socket
-import fcntl
 import json
 import os
 import select
 import signal
 import socket
-import struct
 import sys
 import tempfile
-import termios
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -28,9 +25,8 @@ from dataclasses import asdict, dataclass
 from typing import NoReturn
 
 from .. import handshake
-from ..engines import choose
-from ..errors import BenchmarkError as BenchmarkError
-from ..errors import shown
+from ..engines import choose, queues
+from ..errors import BenchmarkError, printable
 from ..relaying import Relay
 
 DISCARD, CHARGEN = 9, 19  # RFC 863, RFC 864
@@ -107,7 +103,7 @@ def take(uds: str, port: int, way: str, engine: str, seconds: float) -> Sample:
 
 
 def _sample(told: dict[str, object], uds: str, port: int, way: str) -> Sample:
-    where = f"{shown(uds)}: guest port {port}"
+    where = f"{printable(uds)}: guest port {port}"
     service = "reads whatever comes (discard, port 9)" if way == "up" else "never stops writing (chargen, port 19)"
     if told.pop("ended", "error") != "stopped":
         why = told.get("fault") or "it closed the connection"
@@ -132,7 +128,7 @@ def _relay(sock: _socket.socket, fd: int, way: str, engine: str, seconds: float,
     done = relay.run()
     cpu = time.process_time() - before
     # What lies in the socket's own queue has not been moved.
-    queued = struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)))[0]
+    queued = queues(sock.fileno())[1]
     moved = max(done.sent - queued, 0) if way == "up" else done.received
     sample = Sample(way, done.up if way == "up" else done.down, moved, done.seconds, cpu)
     told = asdict(sample) | {"ended": done.ended}

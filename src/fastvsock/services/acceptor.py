@@ -9,31 +9,24 @@ has ended or a second has passed; a socket with a connection that cannot be take
 back at once, again and again. Where there is no thread for it, it is kept and started later.
 """
 
-import _thread
-import errno
-import fcntl
 import os
-import resource
 import select
 import socket
-import struct
-import sys
-import termios
 import threading
 from collections import deque
 from collections.abc import Callable
-from time import monotonic, sleep
+from time import monotonic
 
-from .. import errors
+from .. import errors, stdio
 from ..engines import _copy  # noqa: F401 (once descriptors are short, the engine to fall back to could not be loaded)
-from ..relaying import Relay, RelayResult
-from .announce import BACKLOG, Listener
+from ..host.listeners import BACKLOG, Listener
+from ..stdio import log
+from .connection import Connection
+from .limits import SHORTAGE_PAUSE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Protocol, TypeVar
-
-    Made = TypeVar("Made")
+    from typing import Protocol
 
     class Doorman(Protocol):
         """Whoever knows which connections are welcome."""
@@ -45,129 +38,10 @@ if TYPE_CHECKING:
             """Why it is not welcome, or nothing, in the connection's own thread."""
 
 
-MAX_CONNECTIONS = 1023  # the VMM's own limit: Firecracker's vsock/unix/mod.rs
-# A connection's: two sockets, the relay's wake-up pipe and eventfd, a pipe for each direction, and one that is open for
-# a moment only, when the kernel or /proc is asked for something.
-DESCRIPTORS = 2 + 3 + 4 + 1
-SPARE = 32  # descriptors for everything else
-SHORTAGE = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-SHORTAGE_PAUSE = 1.0  # seconds
-# Seconds after which a thread that waits for the interpreter's lock wakes up to ask for it. No thread here keeps it for
-# long, and a thousand that wake up 200 times a second for it leave little of a processor to the one that has it.
-SWITCH_INTERVAL = 0.1
 LONGEST_STEP = 3600.0  # seconds; poll(2) takes 24 days at most
 
 # Keepalive finds a client that closed without a word from this side on: its kernel answers for it for a minute.
 KEEP_ALIVE = ((socket.TCP_KEEPIDLE, 15), (socket.TCP_KEEPINTVL, 15), (socket.TCP_KEEPCNT, 4))
-
-
-def say(text: str) -> None:
-    """One line on stderr, in one write, so that threads do not mix their lines."""
-    try:
-        os.write(2, f"fastvsock: {text}\n".encode(errors="backslashreplace"))
-    except OSError:
-        pass  # nobody listens, and there is no other place
-
-
-class Connection:
-    """One accepted connection. `name` says who is at its other end; counts are in bytes.
-
-    `owner` is for whoever has to know whose it is, `lost` whether something it sent was dropped unheard.
-    """
-
-    def __init__(self, sock: socket.socket, name: str) -> None:
-        self.sock, self.name = sock, name
-        self.owner: tuple[int, int, int] | None = None
-        self.lost = False
-        self.on_cut: Callable[[], object] = lambda: None
-        self.moved = 0, 0
-        self._relay: Relay | None = None
-        self._sockets: tuple[socket.socket, ...] = ()
-        self._cut = False
-        self._lock = threading.Lock()
-        self._parked = _thread.allocate_lock()
-        self._down: Callable[[], object] | None = None
-        self._has_lent = False
-
-    @property
-    def progress(self) -> tuple[int, int]:
-        """Bytes moved up and down so far."""
-        relay = self._relay
-        return (relay.sent, relay.received) if relay else self.moved
-
-    @property
-    def pending(self) -> bool:
-        """Whether bytes wait in its sockets, to be read here or by the peers, or may, for it has yet to be relayed."""
-        if not self._sockets:
-            return True
-        try:
-            return any(queued(sock, way) for sock in self._sockets for way in (termios.FIONREAD, termios.TIOCOUTQ))
-        except (OSError, ValueError):
-            return False  # closed meanwhile
-
-    def run(self, relay: Relay, *sockets: socket.socket) -> RelayResult:
-        """Run the connection's relay between `sockets`; `cut` ends it."""
-        with self._lock:
-            self._relay, self._sockets = relay, sockets
-            if self._cut:
-                relay.stop()
-        try:
-            return relay.run()
-        finally:
-            with self._lock:
-                self.moved = relay.sent, relay.received
-                self._relay = None
-                relay.close()
-
-    def start(self, serve: "Callable[[Connection], object]") -> None:
-        """Call `serve` in a thread. Raises `RuntimeError` where there is none, or none for the relay's other direction.
-
-        That one is started now, and parked until `lend` has something for it: of many connections that all have their
-        first thread, none might get a second.
-        """
-        self._parked = parked = _thread.allocate_lock()  # a new one, should this be the second attempt
-        parked.acquire()
-        _thread.start_new_thread(self._run_down, (parked,))
-        try:
-            threading.Thread(target=self._run, args=(serve,), daemon=True).start()
-        except BaseException:
-            parked.release()
-            raise
-
-    def lend(self, function: Callable[[], object], arguments: tuple[()]) -> None:
-        """Call `function` in the parked thread: a relay's way to start one."""
-        self._down, self._has_lent = function, True
-        self._parked.release()
-
-    def _run(self, serve: "Callable[[Connection], object]") -> None:
-        try:
-            serve(self)
-        finally:
-            if not self._has_lent:
-                self._parked.release()
-
-    def _run_down(self, parked: "_thread.LockType") -> None:
-        parked.acquire()
-        down, self._down = self._down, None  # the relay's pipes are closed with its last reference
-        if down:
-            down()
-
-    def give_up(self) -> None:
-        """There will be no relay: what it has to say is no longer waited for."""
-        self._sockets = (self.sock,)
-
-    def cut(self) -> None:
-        """End it now, from any thread."""
-        with self._lock:
-            self._cut = True
-            if self._relay:
-                self._relay.stop()
-            for sock in {self.sock, *self._sockets}:
-                try:
-                    sock.shutdown(socket.SHUT_RDWR)
-                except OSError:
-                    pass  # it has ended by itself
-        self.on_cut()
 
 
 class Service:
@@ -246,7 +120,7 @@ class Service:
         self.stop_accepting()
         if self._paused_until > monotonic():
             self.lost += 1
-            say("connections that waited to be accepted were turned away")
+            log("connections that waited to be accepted were turned away")
 
     def connections(self) -> list[Connection]:
         """Those that are open now."""
@@ -294,7 +168,7 @@ class Service:
             self._waiting.popleft()
 
     def _pause(self, sentence: str) -> None:
-        say(sentence)
+        log(sentence)
         self._paused_until = monotonic() + SHORTAGE_PAUSE
 
     def _run(self, connection: Connection) -> None:
@@ -319,11 +193,11 @@ class Service:
             self.taken += not refusal
             self.refused += bool(refusal)
         if refusal:
-            say(f"{connection.name}: {refusal}")
+            log(f"{connection.name}: {refusal}")
         self.wake()
 
     def _fail(self, connection: Connection, error: errors.FastvsockError) -> None:
-        say(f"{connection.name}: {errors.outcome(error, hints=True)[0]}")
+        log(f"{connection.name}: {stdio.message_and_status(error, hints=True)[0]}")
         with self._lock:
             self.last_error = error
             self.failed += 1
@@ -338,26 +212,9 @@ class Service:
         self.wake()
 
 
-def patiently(make: "Callable[[], Made]", patience: float = 10 * SHORTAGE_PAUSE) -> "Made":
-    """What `make` returns; where it fails for a shortage it is called again, for `patience` seconds."""
-    give_up = monotonic() + patience
-    while True:
-        try:
-            return make()
-        except (OSError, MemoryError) as error:
-            if (isinstance(error, OSError) and error.errno not in SHORTAGE) or monotonic() >= give_up:
-                raise
-        sleep(SHORTAGE_PAUSE / 4)
-
-
 def _sum(*counts: tuple[int, int]) -> tuple[int, int]:
     up, down = (sum(way) for way in zip(*counts, strict=True))
     return up, down
-
-
-def queued(sock: socket.socket, way: int) -> int:
-    """Bytes in a socket's queue: FIONREAD, not read here yet; TIOCOUTQ, not read (TCP: not acknowledged) over there."""
-    return int(struct.unpack("i", fcntl.ioctl(sock, way, bytes(4)))[0])
 
 
 def _prepare(sock: socket.socket, address: object) -> str:
@@ -370,29 +227,3 @@ def _prepare(sock: socket.socket, address: object) -> str:
     for option, seconds in KEEP_ALIVE:
         sock.setsockopt(socket.IPPROTO_TCP, option, seconds)
     return f"{address[0]} port {address[1]}"
-
-
-def prepare_process() -> tuple[int, int]:
-    """Make this process fit for many connections; return its limits of descriptors, soft and hard, as they were."""
-    sys.setswitchinterval(SWITCH_INTERVAL)
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (before[1], before[1]))
-    return before
-
-
-def affordable(limit: int) -> int:
-    """`limit`, or as many connections as the descriptors are enough for, said on stderr where that is less."""
-    descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    if descriptors == resource.RLIM_INFINITY:
-        return limit
-    try:
-        used = len(os.listdir("/proc/self/fd"))
-    except OSError:
-        used = SPARE  # a guess, where there is no /proc
-    enough_for = max((descriptors - used - SPARE) // DESCRIPTORS, 1)
-    if enough_for < limit:
-        say(
-            f"the limit of {descriptors} descriptors (ulimit -Hn) is enough for {enough_for} connections at once, "
-            f"not {limit}: more will wait"
-        )
-    return min(limit, enough_for)

@@ -14,16 +14,18 @@ import errno
 import os
 import signal
 import socket
-import termios
 from contextlib import ExitStack, closing
 from functools import partial
 from time import monotonic
 
 from .. import errors, handshake
+from ..engines import queues
 from ..host.processes import Child, spawn
-from ..relaying import GONE, PIECE, PeerRelay, Relay, RelayResult
-from .acceptor import Connection, patiently, queued
-from .ownership import is_closed
+from ..host.sock_diag import is_closed
+from ..relaying import GONE, PIECE, Relay, RelayResult
+from .connection import Connection
+from .limits import retry_on_shortage
+from .peer_relay import PeerRelay
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -49,12 +51,12 @@ def hang_up(near: socket.socket) -> None:
         near.shutdown(socket.SHUT_WR)
         near.settimeout(SILENCE)
         since = monotonic()
-        while monotonic() < since + FAREWELL or queued(near, termios.TIOCOUTQ):
+        while monotonic() < since + FAREWELL or queues(near.fileno())[1]:
             try:
                 if not near.recv(PIECE):
                     return
             except TimeoutError:
-                if not queued(near, termios.TIOCOUTQ):
+                if not queues(near.fileno())[1]:
                     return
     except OSError:
         pass  # a peer that is gone needs no farewell
@@ -83,8 +85,10 @@ def _relay(
     terms: Terms,
     has_left: "Callable[[], bool] | None" = None,
 ) -> PeerRelay:
-    make = partial(PeerRelay, linger=terms.linger, engine=terms.engine, start=connection.lend, has_left=has_left)
-    return patiently(lambda: make(guest, rfd, wfd), terms.timeout)
+    make = partial(PeerRelay, guest, rfd, wfd, linger=terms.linger, engine=terms.engine, start=connection.lend)
+    relay = retry_on_shortage(make, terms.timeout)
+    relay.has_left = has_left
+    return relay
 
 
 def _check(result: RelayResult) -> None:
@@ -109,7 +113,7 @@ class ToGuest:
     def __call__(self, connection: Connection) -> None:
         terms = self._terms
         try:
-            found = patiently(
+            found = retry_on_shortage(
                 lambda: handshake.connect(self._uds, self._port, terms.timeout, terms.wait), terms.timeout
             )
         except errors.FastvsockError:
@@ -126,7 +130,7 @@ class ToSocket:
 
     def __call__(self, connection: Connection) -> None:
         try:
-            near = patiently(self._connect, self._terms.timeout)
+            near = retry_on_shortage(self._connect, self._terms.timeout)
         except OSError as error:
             _turn_away(connection)
             where = self._address if isinstance(self._address, str) else "{} port {}".format(*self._address)
@@ -158,7 +162,9 @@ class ToCommand:
     def __call__(self, connection: Connection) -> None:
         with ExitStack() as ours:
             try:
-                child, from_child, to_child = patiently(partial(self._spawn, connection, ours), self._terms.timeout)
+                child, from_child, to_child = retry_on_shortage(
+                    partial(self._spawn, connection, ours), self._terms.timeout
+                )
             except OSError as error:
                 _turn_away(connection)
                 if isinstance(error, errors.FastvsockError):

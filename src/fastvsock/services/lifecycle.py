@@ -21,13 +21,15 @@ from contextlib import ExitStack
 from signal import SIGCHLD, SIGQUIT
 from time import monotonic, sleep
 
-from ..host.processes import ENDING, PASSED_ON, STACK, Child, Signal, Signals
-from .acceptor import Connection, Service, say
-from .announce import Address, PortFile, notify, tell
-from .ownership import adopt_orphans
+from ..host.addresses import Address
+from ..host.processes import ENDING, PASSED_ON, STACK, Child, Signal, Signals, adopt_orphans
+from ..stdio import log, write_line
+from .acceptor import Service
+from .announce import PortFile, notify
+from .connection import Connection
 
 NEVER = float("inf")
-QUIET = 0.5  # seconds; as relay.LINGER: silence for so long is an end
+QUIET = 0.5  # seconds without movement that count as an end; as relaying.LINGER
 LOOK = 0.05  # seconds between two looks at what is quiet
 
 
@@ -91,9 +93,9 @@ class Lifetime:
 
     def _announce(self, where: Address) -> None:
         if self._plan.say_where:
-            tell(1, f"listening on {where}")
+            write_line(1, f"listening on {where}")
         if self._plan.ready_fd is not None:
-            tell(self._plan.ready_fd, str(where))
+            write_line(self._plan.ready_fd, str(where))
         notify(f"READY=1\nSTATUS=Listening on {where}")
 
     def _serve(self) -> None:
@@ -111,7 +113,7 @@ class Lifetime:
             self._service.step(min(look, next_stats - monotonic(), self._deadline - monotonic()))
             if monotonic() >= next_stats:
                 next_stats += self._plan.stats_interval
-                say(stats(self._service))
+                log(stats(self._service))
 
     def _is_over(self) -> bool:
         if not self._stopping:
@@ -120,7 +122,7 @@ class Lifetime:
         if not left or monotonic() < self._deadline:
             return not left
         self._cut = True
-        say(f"{left} connection{'s were' if left > 1 else ' was'} still open: ended")
+        log(f"{left} connection{'s were' if left > 1 else ' was'} still open: ended")
         self._service.cut()
         return True
 

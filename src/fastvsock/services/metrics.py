@@ -6,8 +6,9 @@ The counts are read when somebody asks for them, so a service that nobody asks p
 from collections.abc import Iterator
 
 from .. import errors
-from .acceptor import Service, say
-from .announce import Address
+from ..host.addresses import Address
+from ..stdio import log
+from .acceptor import Service
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -52,4 +53,4 @@ def serve_metrics(address: Address, service: Service) -> None:
         server, _ = start_http_server(address.port, address.host, registry)
     except OSError as error:
         raise errors.FastvsockError(f"cannot serve metrics on {address}: {error.strerror or error}") from None
-    say(f"metrics on http://{Address(address.host, server.server_port)}/metrics")
+    log(f"metrics on http://{Address(address.host, server.server_port)}/metrics")

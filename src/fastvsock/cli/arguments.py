@@ -1,0 +1,65 @@
+"""Types of arguments that several subcommands take, for argparse, and what stands before and behind ``--``."""
+
+import argparse
+
+from .. import errors
+
+LONGEST = 1_000_000  # seconds, as for connect: more than a week, and what poll(2) and socket timeouts can take
+INFINITY = float("inf")
+
+
+def split(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """What precedes the first ``--``, and the command behind it. Raises `UsageError` for an empty command."""
+    if "--" not in arguments:
+        return arguments, []
+    at = arguments.index("--")
+    if at + 1 == len(arguments) or not arguments[at + 1]:
+        raise errors.UsageError(errors.MISSING_COMMAND)
+    return arguments[:at], arguments[at + 1 :]
+
+
+class Seconds:
+    """A number of seconds up to `LONGEST`: from 0, or more than 0 with `positive`; also inf with `infinite`."""
+
+    def __init__(self, *, positive: bool = False, infinite: bool = False) -> None:
+        self._positive, self._infinite = positive, infinite
+
+    def __call__(self, text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = float("nan")
+        if (0 <= value <= LONGEST and not (self._positive and not value)) or (self._infinite and value == INFINITY):
+            return value
+        lowest = "more than 0 and at most" if self._positive else "from 0 to"
+        also = " or inf" if self._infinite else ""
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number of seconds {lowest} {LONGEST}{also}")
+
+
+def positive(text: str) -> int:
+    """A number from 1 up."""
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text)):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number from 1 to 999999999")
+    return int(text)
+
+
+def descriptor(text: str) -> int:
+    """The number of a descriptor."""
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected the number of a descriptor") from None
+
+
+def path(text: str) -> str:
+    """A path, which is not empty."""
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty")
+    return text
+
+
+def mode(text: str) -> int:
+    """Permissions, as three octal digits."""
+    if len(text) < 5 and text.isascii() and text.isdigit() and not set(text) & {"8", "9"} and int(text, 8) < 0o1000:
+        return int(text, 8)
+    raise argparse.ArgumentTypeError(f"{text!r}: expected three octal digits, such as 660")

@@ -1,0 +1,1 @@
+"""What `fastvsock doctor` looks at: this machine and a VMM's socket."""

@@ -1,0 +1,89 @@
+"""The processes of this machine as /proc shows them: children, open sockets, users. See proc(5)."""
+
+import os
+import socket
+import struct
+
+
+def peer_credentials(sock: socket.socket) -> tuple[int, int, int]:
+    """pid, uid and gid of whoever connected to a Unix socket: unix(7)."""
+    size = struct.calcsize("3i")
+    pid, uid, gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
+    return pid, uid, gid
+
+
+def children_of(pid: int) -> list[int] | None:
+    """The children of a process, none where it has ended; None where that cannot be told."""
+    try:
+        lists = [_read(f"/proc/{pid}/task/{task}/children") for task in os.listdir(f"/proc/{pid}/task")]
+        return [int(child) for text in lists for child in text.split()]
+    except (FileNotFoundError, ProcessLookupError):
+        pass
+    except OSError:
+        return None
+    if os.path.exists(f"/proc/{pid}"):  # a thread has ended meanwhile, or there is no CONFIG_PROC_CHILDREN
+        return [child for child in processes() if state_and_parent(child)[1] == pid]
+    return None if exists(pid) else []
+
+
+def _read(path: str) -> str:
+    with open(path, errors="replace") as file:
+        return file.read()
+
+
+def processes() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def state_and_parent(pid: int) -> tuple[str, int]:
+    """State and parent of a process; nothing and 0 where that cannot be told."""
+    try:
+        # The name, in parentheses, may hold anything: proc(5).
+        state, parent = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()[:2]
+    except (OSError, ValueError):
+        return "", 0
+    return state, int(parent)
+
+
+def exists(pid: int) -> bool:
+    """Whether there is such a process, which /proc may hide: kill(2)."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return pid > 0  # 0 stands for one outside of our pid namespace
+
+
+def has_open(pid: int, inode: int) -> bool | None:
+    """Whether a process has a socket open; None where that may not be asked."""
+    link = f"socket:[{inode}]"
+    folder = f"/proc/{pid}/fd"
+    try:
+        descriptors = os.listdir(folder)
+    except OSError:
+        return (
+            None if exists(pid) and state_and_parent(pid)[0] != "Z" else False
+        )  # a zombie has nothing open, but hides it
+    for descriptor in descriptors:
+        try:
+            if os.readlink(f"{folder}/{descriptor}") == link:
+                return True
+        except PermissionError:
+            return None
+        except OSError:
+            continue  # closed meanwhile
+    return False
+
+
+def users_of(pid: int) -> set[int]:
+    """The user whose rights a process has; where that is hidden it is taken to be ours, or root as for sudo.
+
+    The owner of its /proc folder may be root for another reason: proc(5).
+    """
+    try:
+        lines = _read(f"/proc/{pid}/status").splitlines()
+    except OSError:
+        return {0, os.getuid()} if exists(pid) else set()
+    return {int(line.split()[2]) for line in lines if line.startswith("Uid:")}

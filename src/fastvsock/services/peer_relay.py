@@ -1,0 +1,55 @@
+"""A relay whose near end is one peer, which may be gone for good with its last words still in our socket."""
+
+from select import POLLIN, poll
+from time import monotonic
+
+from ..engines import TARGET
+from ..relaying import GONE, PIECE, Relay
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+ASK_AGAIN = 1.0, 16.0  # seconds, doubling: the first and the longest time after which a peer is asked for again
+
+
+class PeerRelay(Relay):
+    """A relay whose near end is one peer: where it reads no more, what it has said is still delivered.
+
+    From then on, what the guest sends is dropped, which keeps its end in sight. The relay ends when the peer's last
+    byte is handed over, or with the guest. `has_left` tells whether the peer has closed, where that does not show: a
+    TCP socket's peer that closes sends no more than one that half-closes. It is asked at the end of input and again,
+    since a closing socket is not closed at once, and one that was half-closed may be closed later.
+    """
+
+    has_left: "Callable[[], bool] | None" = None
+    _deaf = _silent = False
+    _ask_at, _ask_after = 0.0, ASK_AGAIN[0]
+
+    def _after_down(self, end: int, error: int) -> None:
+        if end == TARGET and error in GONE:
+            self._deaf = True
+            if not self._silent:
+                self._drop()
+
+    def _drop(self) -> None:
+        """Read what the guest sends and drop it, until its end or until the relay is woken."""
+        poller = poll()
+        poller.register(self._sock.fileno(), POLLIN)
+        poller.register(self._down_woken, POLLIN)
+        while not any(fd == self._down_woken for fd, _ in poller.poll()):
+            try:
+                if not self._sock.recv(PIECE):
+                    return
+            except BlockingIOError:
+                continue
+            except OSError:
+                return
+
+    def _is_deserted(self) -> bool:
+        self._silent = True
+        if self.has_left and not self._deaf and monotonic() >= self._ask_at:
+            self._deaf = self.has_left()
+            self._ask_at = monotonic() + self._ask_after
+            self._ask_after = min(2 * self._ask_after, ASK_AGAIN[1])
+        return self._deaf

@@ -1,0 +1,55 @@
+"""What commands print of their own: lines to stderr and to other descriptors, and errors as sentences."""
+
+import errno
+import os
+
+from . import errors
+
+
+def log(text: str) -> None:
+    """Write one line to stderr, in one write(2), so that threads do not mix their lines."""
+    try:
+        os.write(2, f"fastvsock: {text}\n".encode(errors="backslashreplace"))
+    except OSError:
+        pass  # nobody reads stderr, and there is no other place
+
+
+def message_and_status(error: Exception, *, hints: bool = False) -> tuple[str, int]:
+    """The sentence that a command prints for `error`, and its exit status. `hints` adds what its options can do.
+
+    An unexpected exception gets a sentence too, or is raised again where FASTVSOCK_DEBUG=1.
+    """
+    if isinstance(error, errors.FastvsockError):
+        return (f"{error} ({error.hint})" if hints and error.hint else str(error)), error.exit_code
+    if os.environ.get("FASTVSOCK_DEBUG") == "1":
+        raise error
+    return errors.printable(f"unexpected {type(error).__name__}: {error} (FASTVSOCK_DEBUG=1 shows where)"), 1
+
+
+def fill_closed() -> "list[int]":
+    """Open /dev/null where stdin, stdout or stderr is closed, so that no connection takes its number; return which.
+
+    A write to a stdout filled so still fails with EBADF: a closed stdout does not swallow data without end.
+    """
+    closed = []
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open("/dev/null", os.O_RDONLY if number < 2 else os.O_WRONLY)  # the lowest number is free: this one
+            closed.append(number)
+    return closed
+
+
+def write_line(fd: int, text: str) -> None:
+    """Write a line to the descriptor `fd`, and close it unless it is one of the standard three. Raises `UsageError`."""
+    try:
+        os.write(fd, f"{text}\n".encode(errors="surrogateescape"))
+        if fd > 2:
+            os.close(fd)
+    except BrokenPipeError:
+        pass  # its reader has gone
+    except OSError as error:
+        if fd == 1 and error.errno == errno.EBADF:
+            return  # it was closed: see fill_closed()
+        raise errors.UsageError(f"cannot announce the address on descriptor {fd}: {error.strerror}") from None
