@@ -63,9 +63,9 @@ def _tables() -> str:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from .programs import BuildError
+    from .build_c import BuildError
+    from .rig import PeerError
     from .rounds import Rounds, progress
-    from .sample import PeerError
 
     try:
         rounds = Rounds(_measures(options), _peers(options.peers))
@@ -112,8 +112,8 @@ def _measures(options: argparse.Namespace) -> list[tuple[Measure, int]]:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from .figures import Results
     from .report import markdown, split
+    from .results import Results
 
     results = Results.load(options.results)
     text = markdown(results)
@@ -122,7 +122,7 @@ def _report(options: argparse.Namespace) -> int:
     else:
         print(text, end="")
     if options.pictures:
-        from .pictures import draw
+        from .plots import draw
 
         for path in draw(results, Path(options.pictures)):
             print(path, file=sys.stderr)

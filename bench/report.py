@@ -9,7 +9,7 @@ from typing import Any
 
 import pyperf  # type: ignore[import-untyped,unused-ignore]
 
-from .figures import Results, Series, Spread, spread
+from .results import Results, Series, Spread, spread
 
 SUMMARY = (  # of a measure, what is shown in the table of peers
     ("up", "rate", "host to guest"),

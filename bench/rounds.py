@@ -19,8 +19,8 @@ import pyperf  # type: ignore[import-untyped,unused-ignore]
 from .machine import describe
 from .measures import GIB, Measure
 from .peers import Peer
-from .sample import PeerError, Sample, take
-from .tree import adopt_orphans
+from .process_tree import adopt_orphans
+from .rig import PeerError, Sample, take
 
 TRIAL = 1 << 22  # bytes; what a peer must move unharmed before it is measured
 UNITS = {"time": "second", "cpu-per-GiB": "second", "cpu-in-all": "second", "memory": "byte"}

@@ -15,7 +15,7 @@ from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 
-from ..programs import program
+from ..build_c import program
 
 HERE = Path(__file__).parent
 SYSTEMD_PROXY = "/lib/systemd/systemd-socket-proxyd"

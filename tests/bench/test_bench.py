@@ -22,12 +22,12 @@ pytest.importorskip("pyperf")
 if not (shutil.which("cc") or shutil.which("gcc")):
     pytest.skip("the ends of the benchmarks are C programs", allow_module_level=True)
 
-from bench.figures import Results, paired, quantile, spread
 from bench.measures import MEASURES
 from bench.peers import PEERS, Peer
+from bench.process_tree import Tree
 from bench.report import markdown
-from bench.sample import PeerError, announced_port
-from bench.tree import Tree
+from bench.results import Results, paired, quantile, spread
+from bench.rig import PeerError, announced_port
 
 STDIO = [peer.name for peer in PEERS if peer.kind == "stdio" and not peer.missing()]
 # `fastvsock bench`, also where the umbrella command does not list it yet.
@@ -107,7 +107,7 @@ def test_a_peer_that_changes_bytes_is_found_out(monkeypatch: pytest.MonkeyPatch)
         "threads.to_socket = swapped; threads.main()"
     )
     monkeypatch.chdir(ROOT)
-    from bench.sample import take
+    from bench.rig import take
 
     liar = Peer("liar", "a liar", "stdio", lambda uds, port: [sys.executable, "-c", script, uds, str(port)])
     with pytest.raises(PeerError, match="changed the bytes"):
@@ -123,7 +123,7 @@ def small(name: str) -> Any:
 
 def test_a_peer_that_fails_is_told_with_its_own_last_word() -> None:
     """Its stderr is not lost."""
-    from bench.sample import take
+    from bench.rig import take
 
     broken = Peer("broken", "broken", "stdio", lambda uds, port: ["sh", "-c", f"nc-is-not-there {uds}"])
     slow = small("start")
@@ -135,7 +135,7 @@ def test_cpu_time_of_children_and_of_orphans_is_counted() -> None:
     """A shell that waits for one busy child, and leaves another one behind."""
     busy = f"{sys.executable} -S -c 'sum(range(4000000))'"
     script = f"""
-from bench.tree import Tree, adopt_orphans
+from bench.process_tree import Tree, adopt_orphans
 adopt_orphans()
 for script in ("{busy}; true", "({busy} & ) ; sleep 0.01", "{busy} & wait"):
     tree = Tree()

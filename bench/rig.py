@@ -22,10 +22,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from .build_c import program
 from .measures import EXCHANGES, Measure
 from .peers import Peer
-from .programs import program
-from .tree import GRACE, Tree
+from .process_tree import GRACE, Tree
 
 PORT = 9
 SLOWEST = 20 << 20  # bytes a second; less is a fault

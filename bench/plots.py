@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from .figures import Results, Series, spread
+from .results import Results, Series, spread
 
 OURS = {"splice": "#0b6e4f", "proxy": "#0b6e4f", "copy": "#6bbf9c"}
 OTHERS = "#b6bcc4"
