@@ -13,12 +13,12 @@ FLAGS = ("-O2", "-std=gnu11", "-Wall", "-Wextra", "-pthread")
 
 
 class BuildError(Exception):
-    """A program cannot be built; the text is a sentence."""
+    """A program that cannot be built; the text is a sentence."""
 
 
 @cache
 def program(name: str) -> str:
-    """The path of the program built from `peers/<name>.c`. Raises `BuildError`."""
+    """Build `peers/<name>.c` unless it is built already, and return the path. Raises `BuildError`."""
     source = SOURCES / f"{name}.c"
     state = hashlib.sha256(source.read_bytes() + (SOURCES / "common.h").read_bytes()).hexdigest()[:12]
     built = ROOT / "build" / "bench" / f"{name}-{state}"
@@ -26,13 +26,13 @@ def program(name: str) -> str:
         return str(built)
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
     if not compiler:
-        raise BuildError("bench: no C compiler (cc): the ends of every measurement are C programs; install gcc")
+        raise BuildError("no C compiler (cc) for the ends of the measurements: install gcc")
     built.parent.mkdir(parents=True, exist_ok=True)
     unfinished = built.with_suffix(f".{os.getpid()}")  # another run may build the same one
     done = subprocess.run(
         [compiler, *FLAGS, "-o", str(unfinished), str(source)], capture_output=True, text=True, check=False
     )
     if done.returncode:
-        raise BuildError(f"bench: {source.name} does not compile:\n{done.stderr}")
+        raise BuildError(f"{source.name} does not compile:\n{done.stderr}")
     unfinished.replace(built)
     return str(built)

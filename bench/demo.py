@@ -1,8 +1,8 @@
 """`make demo`: the main job on real input, with each engine, and a check of every byte.
 
-A tree of real files (Python's own standard library, as often as it takes to make 100 MB) is sent as a tar stream
-through `runcvm-vsock-connect` to a `tar x` behind the emulator, as `kubectl cp` does it into a guest, and is fetched
-back by a `tar c` there. Then the SHA-256 of every file is compared with the original's.
+A tree of real files (copies of Python's standard library, 100 MB in all) is sent as a tar stream through
+`runcvm-vsock-connect` to a `tar x` behind the emulator, as `kubectl cp` sends it into a guest, and is fetched back
+from a `tar c` there. Then the SHA-256 of every file is compared with the original's.
 """
 
 import hashlib
@@ -54,7 +54,7 @@ def main() -> None:
     print("way   engine     payload      time   MiB/s  CPU s/GiB")
     for move in sorted(moves, key=lambda move: move.way, reverse=True):
         print(move)
-    print("\nTime is that of tar and the disk at both ends too; CPU is the forwarder's alone, its start included.")
+    print("\nTime includes tar and the disk at both ends; CPU is the forwarder's alone, its start included.")
     if len(engines) == 1:
         print("The splice engine is not built here: with a C compiler, `make clean demo` shows both.")
 
@@ -95,7 +95,7 @@ def there_and_back(here: Path, engine: str, expected: dict[str, str]) -> Iterato
             if tar.wait():
                 sys.exit(f"tar ended with {tar.returncode}")
     if hashes(back) != expected:
-        sys.exit(f"what came back with the {engine} engine is not what was sent")
+        sys.exit(f"the files that came back with the {engine} engine differ from those sent")
     shutil.rmtree(guest)
     shutil.rmtree(back)
 
@@ -116,7 +116,7 @@ def emulator(uds: Path, guest: Path) -> Iterator[Path]:
 
 
 def forward(way: str, engine: str, uds: Path, port: int, stdin: Stream = None, stdout: Stream = None) -> Move:
-    """Run the forwarder once and read what it says of itself."""
+    """Run the forwarder once and read its statistics."""
     started = time.monotonic()
     done = subprocess.run(
         [*CONNECT, "--engine", engine, str(uds), str(port)],
@@ -129,9 +129,9 @@ def forward(way: str, engine: str, uds: Path, port: int, stdin: Stream = None, s
     seconds = time.monotonic() - started
     if done.returncode:
         sys.exit(done.stderr)
-    said = re.search(rf"{way} (\d+) bytes, \S+ MiB/s, (\S+);.* CPU (\S+) s", done.stderr)
-    assert said, done.stderr
-    return Move(way, said[2], int(said[1]), seconds, float(said[3]))
+    stats = re.search(rf"{way} (\d+) bytes, \S+ MiB/s, (\S+);.* CPU (\S+) s", done.stderr)
+    assert stats, done.stderr
+    return Move(way, stats[2], int(stats[1]), seconds, float(stats[3]))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-/* What the ends share: a clock, a checksum, and one loop each for bytes that leave and bytes that arrive.
+/* Shared by the ends: a clock, a checksum, and one loop each for bytes that leave and bytes that arrive.
  *
  * Times are CLOCK_MONOTONIC in nanoseconds, so stamps of different processes can be subtracted. The checksum (CRC-32,
- * zlib's) is computed only when asked for: in measured rounds the ends count, and do nothing else with the bytes.
+ * zlib's) is computed only in trials: in measured rounds the ends count the bytes, and do nothing else with them.
  */
 #ifndef COMMON_H
 #define COMMON_H
@@ -57,7 +57,7 @@ static inline void fill(unsigned char *data, size_t size, uint64_t offset) {
     }
 }
 
-/* Write `bytes` bytes in writes of `chunk`; with `check` each is different and the checksum is told. */
+/* Write `bytes` bytes in writes of `chunk`; with `check` each is different and the checksum is computed. */
 static inline void send_stream(int fd, uint64_t bytes, size_t chunk, int check, struct tally *tally) {
     unsigned char *data = malloc((chunk + 7) & ~(size_t)7);
     if (!data)

@@ -1,11 +1,11 @@
-/* The near ends: what stands before and behind a forwarder instead of tar, ssh or a person.
+/* The near ends: they take the place of tar, ssh or a person before and behind a forwarder.
  *
- *     ends produce BYTES CHUNK [check]   waits for the end of stdin, writes BYTES to stdout, tells on stderr; stays
- *     ends consume BYTES [check]         reads BYTES from stdin, tells on stdout; then reads on until the end
+ *     ends produce BYTES CHUNK [check]   waits for the end of stdin, writes BYTES to stdout, reports on stderr; stays
+ *     ends consume BYTES [check]         reads BYTES from stdin, reports on stdout; then reads on until the end
  *     ends ping SIZE COUNT               writes SIZE bytes to stdout and waits for as many from stdin, COUNT times;
- *                                        tells on stderr the quantiles 0 to 100 of the round trips, in nanoseconds
+ *                                        reports on stderr the quantiles 0 to 100 of the round trips, in nanoseconds
  *
- * The producer keeps stdout open until it is killed: what a peer does at the end of its input is not what is measured.
+ * The producer keeps stdout open until it is killed: what a peer does at the end of its input is not measured.
  */
 #define _GNU_SOURCE
 #include "common.h"

@@ -2,13 +2,13 @@
  *
  *     farend UDS SERVICE BYTES CONNECTIONS [plain] [hold] [check]
  *
- * SERVICE is sink (reads BYTES), source (writes BYTES), duplex (both at once) or echo. It takes so many CONNECTIONS,
- * one thread each (two for duplex), and says on stdout `ready`, then `open` for each, then a line for each stream (see
- * report()). The streams begin when stdin ends. The connections stay open until SIGTERM, so that what forwards them
- * can be looked at while it lives; then the byte count of what was read goes back, and all are closed.
+ * SERVICE is sink (reads BYTES), source (writes BYTES), duplex (both at once) or echo. The far end accepts CONNECTIONS
+ * connections, with one thread for each (two for duplex), and prints `ready`, then `open` for each connection, then a
+ * line for each stream (see report()). The streams begin when stdin ends. The connections stay open until SIGTERM, so
+ * that their forwarder can be examined while it lives; then the number of bytes read is sent back, and all are closed.
  *
- * plain: no handshake, for peers that know none. hold: the handshake is answered only when stdin ends, for an input
- * that nobody can hold back (a file). check: checksums.
+ * plain: no handshake, for peers that do not know it. hold: the handshake is answered only when stdin ends, for an
+ * input that cannot be held back (a file). check: checksums.
  */
 #define _GNU_SOURCE
 #include "common.h"

@@ -1,13 +1,13 @@
-/* The forwarder as C would have it: no interpreter, one thread a direction. The ceiling.
+/* A forwarder in C: no interpreter, one thread for each direction. The ceiling.
  *
  *     forward copy UDS PORT          read(2) and write(2), 64 KiB at a time
  *     forward splice UDS PORT        splice(2); pipes of 1 MiB, a send buffer of 4 MiB; poll(2) after EAGAIN
  *     forward prelude UDS PORT CMD   connects, shakes hands, and becomes CMD with the socket as descriptor 3
  *     forward activate FD CMD        becomes CMD with the listening socket FD as systemd would pass it
  *
- * It knows nothing of half-closing, signals or slow readers; it ends when the guest closes. splice(2) must not block
- * here: from a socket to a pipe it waits for data with the pipe locked (fs/splice.c, splice_file_to_pipe()), and who
- * reads the pipe does not get at what is in it.
+ * It does not handle half-closing, signals or slow readers; it ends when the guest closes. splice(2) must not block
+ * here: from a socket to a pipe it waits for data with the pipe locked (fs/splice.c, splice_file_to_pipe()), and the
+ * reader of the pipe cannot read what is in it.
  */
 #define _GNU_SOURCE
 #include "common.h"

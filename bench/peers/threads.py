@@ -1,10 +1,10 @@
-"""The transport that RunCVM ships today, told again: two Python threads around buffered files, defects included.
+"""The transport that RunCVM ships today, rewritten: two Python threads around buffered files, defects included.
 
     python threads.py UDS PORT
 
-It is here to be measured, not to be used. D1: `read(32768)` on a buffered file waits for all 32 KiB or the end.
-D2: when the guest closes, the thread on stdin stays blocked. D3: at the end of stdin it exits at once, and whatever
-was still to come down is lost. D4: neither argument is checked.
+For measurements only. D1: `read(32768)` on a buffered file waits for all 32 KiB or the end.
+D2: when the guest closes, the thread on stdin stays blocked. D3: at the end of stdin it exits at once, and what
+has not come down yet is lost. D4: neither argument is checked.
 """
 
 import os
