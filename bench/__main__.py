@@ -1,26 +1,36 @@
-"""`python -m bench run` measures, `python -m bench report` shows. Both tell more with --help."""
+"""`python -m bench run` measures; `python -m bench report` shows what was measured."""
 
 import argparse
+import os
+import pwd
+import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .measures import MEASURES, Measure
 from .peers import PEERS, Peer
 
-EXPLAINED = """\
-Every peer does the same work in every round, in turn, and ratios are taken within rounds. The file that `run` writes
-is pyperf's: `python -m pyperf show|stats|compare_to` read it. README.md beside this program tells more.
+if TYPE_CHECKING:
+    from .results import Results
+
+EPILOG = """\
+Every peer does the same work in every round, in turn, and ratios are taken within rounds. `run` writes a file of
+pyperf's format: `python -m pyperf show|stats|compare_to` read it. bench/README.md explains the measures.
 """
 
-QUICK = 105.0  # seconds after which a quick run begins nothing more
+QUICK = 105.0  # seconds after which a quick run begins no further measure
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
-    options = _parser().parse_args(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    options = _parser().parse_args(words)
+    options.command = words
     try:
         return int(options.act(options))
     except ImportError as error:
@@ -31,26 +41,45 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class BenchError(Exception):
-    """What ends the program; the text is a sentence."""
+    """An error that ends the program; the text is a sentence."""
+
+
+class Progress:
+    """Reports to stderr; on a terminal each step overwrites the one before."""
+
+    def __init__(self) -> None:
+        self._terminal = sys.stderr.isatty()
+
+    def step(self, text: str) -> None:
+        """Show what is being done now."""
+        print(f"\r\033[K{text}" if self._terminal else text, end="" if self._terminal else "\n", file=sys.stderr)
+        sys.stderr.flush()
+
+    def line(self, text: str) -> None:
+        """Print a line that stays."""
+        print(f"\r\033[K{text}" if self._terminal else text, file=sys.stderr, flush=True)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__, epilog=EXPLAINED)
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__, epilog=EPILOG)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    run = commands.add_parser("run", help="measure, and write a results file", epilog=_tables())
+    run = commands.add_parser("run", help="measure, and write the results to a file", epilog=_tables())
     run.formatter_class = argparse.RawDescriptionHelpFormatter
-    run.add_argument("--quick", action="store_true", help="the small measures, few rounds: under two minutes")
-    run.add_argument("--peers", metavar="A,B", help="only these (default: all)")
-    run.add_argument("--measures", metavar="A,B", help="only these; latency-* means all of them (default: all)")
-    run.add_argument("--rounds", type=int, metavar="N", help="so many rounds of each (default: see below)")
-    run.add_argument("--size", type=int, metavar="MIB", help="bulk work of so many MiB (default: see below)")
-    run.add_argument("-o", "--output", required=True, metavar="FILE", help="where the results go, as JSON")
+    run.add_argument("--quick", action="store_true", help="take the small measures in few rounds: about two minutes")
+    run.add_argument("--peers", metavar="A,B", help="measure only these peers (default: all)")
+    run.add_argument("--measures", metavar="A,B", help="take only these measures; * and ? match any (default: all)")
+    run.add_argument("--rounds", type=int, metavar="N", help="number of rounds of each measure (default: see below)")
+    run.add_argument("--size", type=int, metavar="MIB", help="size of bulk work in MiB (default: by measure)")
+    run.add_argument("--user", metavar="NAME", help="run the peers as this user, whose limits are not root's (as root)")
+    run.add_argument("-o", "--output", required=True, metavar="FILE", help="write results here: .json or .json.gz")
     run.set_defaults(act=_run)
-    report = commands.add_parser("report", help="show a results file as a table, and as pictures")
-    report.add_argument("results", metavar="FILE", help="what `run` wrote")
-    report.add_argument("--markdown", metavar="FILE", help="write the table there (default: to stdout)")
-    report.add_argument("--pictures", metavar="DIR", help="write SVG and PNG pictures there; takes matplotlib")
-    report.add_argument("--by-peer", metavar="DIR", help="write one file a peer there, for pyperf compare_to")
+    report = commands.add_parser("report", help="show a results file as Markdown and as pictures")
+    report.add_argument("results", metavar="FILE", help="the file that `run` wrote")
+    report.add_argument("--markdown", metavar="PAGE", help="write all results to PAGE (default: to stdout)")
+    report.add_argument("--chart", metavar="SVG", help="draw CPU time for each GiB to SVG, and show it on the page")
+    report.add_argument("--readme", metavar="PAGE", help="replace the short table between the two markers in PAGE")
+    report.add_argument("--plots", metavar="DIR", help="draw more pictures to DIR, as SVG; needs matplotlib")
+    report.add_argument("--by-peer", metavar="DIR", help="write a file for each peer to DIR, for pyperf compare_to")
     report.set_defaults(act=_report)
     return parser
 
@@ -63,28 +92,51 @@ def _tables() -> str:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from .build_c import BuildError
+    from .build_c import BuildError, program
     from .rig import PeerError
-    from .rounds import Rounds, progress
+    from .rounds import Rounds
 
+    progress = Progress()
     try:
-        rounds = Rounds(_measures(options), _peers(options.peers))
-        for name, why in rounds.left_out.items():
-            progress(f"{name} is left out: {why}\n" if sys.stderr.isatty() else f"{name} is left out: {why}")
-        try:
-            rounds.run(progress, QUICK if options.quick else float("inf"))
-        except KeyboardInterrupt:
-            print("\nbench: interrupted; what was measured is written", file=sys.stderr)
-        suite = rounds.suite()
+        measures, peers = _measures(options), _peers(options.peers)
+        for name in ("ends", "farend", "forward"):
+            program(name)  # before the change of user, who may not write there
+        with _user(options.user):
+            rounds = Rounds(measures, peers)
+            for name, why in rounds.left_out.items():
+                progress.line(f"{name} is left out: {why}")
+            try:
+                rounds.run(progress.step, QUICK if options.quick else float("inf"))
+            except KeyboardInterrupt:
+                progress.line("interrupted: what was measured until now is written")
+            suite = rounds.suite(_without_output(options.command))
     except (BuildError, PeerError) as error:
         raise BenchError(str(error)) from None
     Path(options.output).parent.mkdir(parents=True, exist_ok=True)
     suite.dump(options.output, replace=True)
     failed = [f"{name}: {why}" for name, why in rounds.left_out.items()]
-    progress(f"written to {options.output}; left out: {'; '.join(failed) or 'nothing'}")
-    if sys.stderr.isatty():
-        print(file=sys.stderr)
+    progress.line(f"written to {options.output}; left out: {'; '.join(failed) or 'nothing'}")
     return 0
+
+
+def _user(name: str | None) -> AbstractContextManager[None]:
+    if name is None:
+        return nullcontext()
+    from .user import acting_as
+
+    if os.geteuid() != 0:
+        raise BenchError(f"cannot measure as user {name!r}: only root can change the user")
+    try:
+        return acting_as(pwd.getpwnam(name))
+    except KeyError:
+        raise BenchError(f"unknown user {name!r}") from None
+
+
+def _without_output(words: Sequence[str]) -> str:
+    """The command line as it is recorded: paths may hold a person's name."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("-o", "--output")
+    return shlex.join(["python", "-m", "bench", *parser.parse_known_args(words)[1], "-o", "FILE"])
 
 
 def _peers(wanted: str | None) -> list[Peer]:
@@ -92,16 +144,16 @@ def _peers(wanted: str | None) -> list[Peer]:
     known = {peer.name: peer for peer in PEERS}
     for name in names:
         if name not in known:
-            raise BenchError(f"no peer is named {name}: there are {', '.join(known)}")
+            raise BenchError(f"unknown peer {name!r}: use {', '.join(known)}")
     return [known[name] for name in names]
 
 
 def _measures(options: argparse.Namespace) -> list[tuple[Measure, int]]:
-    """What is to be measured, with how many rounds. A measure that is asked for by name is in a quick run too."""
+    """The measures to take, each with its number of rounds. One that is named is taken in a quick run too."""
     asked = options.measures.split(",") if options.measures else []
     for pattern in asked:
         if not any(fnmatch(measure.name, pattern) for measure in MEASURES):
-            raise BenchError(f"no measure is named {pattern}: see python -m bench run --help")
+            raise BenchError(f"unknown measure {pattern!r}: python -m bench run --help lists them")
     chosen = []
     for measure in MEASURES:
         rounds = measure.rounds[options.quick]
@@ -112,23 +164,40 @@ def _measures(options: argparse.Namespace) -> list[tuple[Measure, int]]:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from .report import markdown, split
-    from .results import Results
+    from .report import split
+    from .results import Results, ResultsError
 
     results = Results.load(options.results)
-    text = markdown(results)
-    if options.markdown:
-        Path(options.markdown).write_text(text)
-    else:
-        print(text, end="")
-    if options.pictures:
+    try:
+        _write_pages(results, options)
+    except ResultsError as error:
+        raise BenchError(str(error)) from None
+    if options.plots:
         from .plots import draw
 
-        for path in draw(results, Path(options.pictures)):
+        for path in draw(results, Path(options.plots)):
             print(path, file=sys.stderr)
     if options.by_peer:
         split(options.results, Path(options.by_peer))
     return 0
+
+
+def _write_pages(results: "Results", options: argparse.Namespace) -> None:
+    from .chart import draw
+    from .report import page, replace_table
+
+    chart = None
+    if options.chart:
+        Path(options.chart).write_text(draw(results))
+        chart = os.path.relpath(options.chart, Path(options.markdown).parent if options.markdown else ".")
+    text = page(results, chart)
+    if options.markdown:
+        Path(options.markdown).write_text(text)
+    elif not options.readme:
+        print(text, end="")
+    if options.readme:
+        readme = Path(options.readme)
+        readme.write_text(replace_table(readme.read_text(), results))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""What is measured: every piece of work, in one table. A full run does all of it, a quick run the small ones.
+"""The table of measures. A full run takes all of them, a quick run the small ones.
 
 Bulk work is `size` bytes each way, shared by `relays` forwarders at a time, from the moment that all are connected
 until the last byte has arrived; the producer writes `chunk` bytes at a time. Latency is one exchange of `size` bytes
-at a time, `count` times. Start is from the command to the first byte that comes out of it.
+at a time. Start is the time from the command to the first byte that comes out of it. A stall is bulk work whose far end
+does not read until every producer is blocked: what is measured is the memory that is held in between.
 """
 
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ class Measure:
 
     name: str
     title: str
-    kind: str  # bulk, latency or start
+    kind: str  # bulk, latency, start or stall
     way: str = "up"  # up, down or both
     ends: str = "pipe"  # what the forwarder's stdin and stdout are: pipe, socketpair, file; or tcp
     size: int = 64 * MIB
@@ -29,7 +30,7 @@ class Measure:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """The kinds of peer that can do this."""
+        """The kinds of peer that can do this work."""
         if self.ends == "tcp":
             return ("proxy",)
         if self.kind == "start":
@@ -39,7 +40,7 @@ class Measure:
         return ("stdio", "none")
 
     @property
-    def told(self) -> str:
+    def full_title(self) -> str:
         """The title with the amount of work."""
         return f"{self.title}, {unit(self.size)}" if self.kind == "bulk" else self.title
 
@@ -55,25 +56,25 @@ class Measure:
 
 
 def unit(size: int) -> str:
-    """A size as people say it."""
+    """A size with the largest unit that fits."""
     for factor, name in ((GIB, "GiB"), (MIB, "MiB"), (1024, "KiB")):
         if size >= factor:
             return f"{size / factor:g} {name}"
     return f"{size} B"
 
 
-def _ways(suffix: str, told: str, full: int, quick: dict[str, int], **details: Any) -> list[Measure]:
+def _ways(suffix: str, through: str, full: int, quick: dict[str, int], **details: Any) -> list[Measure]:
     base = Measure("", "", "bulk", **details)
     names = {"up": "host to guest", "down": "guest to host", "both": "both ways at once"}
     return [
-        replace(base, name=f"{way}{suffix}", title=f"{title}, {told}", way=way, rounds=(full, quick.get(way, 0)))
+        replace(base, name=f"{way}{suffix}", title=f"{title}, {through}", way=way, rounds=(full, quick.get(way, 0)))
         for way, title in names.items()
     ]
 
 
 def _latency(name: str, size: int, ends: str, quick: int) -> Measure:
-    told = f"round trip of {unit(size)}"
-    return Measure(name, told, "latency", "both", ends, size, rounds=(15, quick))
+    through = "through the proxy, " if ends == "tcp" else ""
+    return Measure(name, f"{through}round trip of {unit(size)}", "latency", "both", ends, size, rounds=(15, quick))
 
 
 def _growing() -> list[Measure]:
@@ -124,4 +125,16 @@ MEASURES = (
     _latency("proxy-latency-64", 64, "tcp", 2),
     Measure("proxy-start", "through the proxy, connect to first byte", "start", "down", "tcp", size=1, rounds=(31, 3)),
     Measure("proxy-relays-100", "through the proxy, 100 at a time", "bulk", "up", "tcp", relays=100, rounds=(5, 0)),
+    # 32 MiB each is more than the buffers of any peer hold.
+    Measure("stalled-20", "20 stalled uploads", "stall", "up", "pipe", 640 * MIB, relays=20, rounds=(3, 0)),
+    Measure(
+        "proxy-stalled-20",
+        "through the proxy, 20 stalled uploads",
+        "stall",
+        "up",
+        "tcp",
+        640 * MIB,
+        relays=20,
+        rounds=(3, 0),
+    ),
 )

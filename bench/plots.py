@@ -1,7 +1,7 @@
-"""Results as pictures, each as SVG and PNG: throughput and CPU by peer, latency, throughput over chunk size.
+"""Results as SVG pictures: throughput and CPU by peer, latency, throughput over chunk size.
 
-matplotlib is imported here and nowhere else. Our own peers have the strong colour; the rest are grey, but for lines,
-which need colours to be told apart. Bars end in their ratio to the reference, paired within rounds; whiskers reach
+matplotlib is imported here and nowhere else. Our own peers have the strong colour; the other bars are grey, the other
+lines have a colour each. Bars end in their ratio to the reference, paired within rounds; whiskers reach
 from the 10th to the 90th percentile.
 """
 
@@ -34,12 +34,11 @@ STYLE = {
     "axes.titlelocation": "left",
     "svg.hashsalt": "fastvsock",  # the same picture, the same bytes
     "figure.dpi": 110,
-    "savefig.dpi": 160,
 }
 
 
 def draw(results: Results, folder: Path) -> Iterator[Path]:
-    """Write every picture for which there are results, and tell the paths."""
+    """Write every picture for which there are results, and yield the paths."""
     matplotlib: Any = import_module("matplotlib")
     matplotlib.use("Agg")
     matplotlib.rcParams.update(STYLE)
@@ -50,10 +49,9 @@ def draw(results: Results, folder: Path) -> Iterator[Path]:
         if figure is None:
             continue
         figure.text(0.995, 0.005, _machine(results), ha="right", va="bottom", fontsize=7.5, color="#777777")
-        for kind in ("svg", "png"):
-            path = folder / f"{name}.{kind}"
-            figure.savefig(path, metadata={"Date": None} if kind == "svg" else {})
-            yield path
+        path = folder / f"{name}.svg"
+        figure.savefig(path, metadata={"Date": None})
+        yield path
         pyplot.close(figure)
 
 
@@ -74,7 +72,7 @@ def _bars(results: Results, pyplot: Any, quantity: str, label: str, prefix: str 
     ways = [prefix + way for way in ("up", "down") if prefix + way in results.measures]
     if not ways:
         return None
-    peers = [peer for peer in results.peers(ways[0]) if _values(results, ways[0], peer, quantity)]
+    peers = [peer for peer in results.peers(ways[0]) if results.values(ways[0], peer, quantity)]
     height = 1.5 + 0.42 * len(peers)
     figure, panels = pyplot.subplots(
         1, len(ways), figsize=(11, height), sharey=True, squeeze=False, layout="constrained"
@@ -83,12 +81,14 @@ def _bars(results: Results, pyplot: Any, quantity: str, label: str, prefix: str 
         panel.set_title(results.first(measure, peers[0]).about["measure_title"])
         longest = 0.0
         for place, peer in enumerate(peers):
-            values = _values(results, measure, peer, quantity)
+            values = results.values(measure, peer, quantity)
             if values:
-                longest = max(longest, _bar(panel, place, peer, values, _ratio(results, measure, peer, quantity)))
+                longest = max(
+                    longest, _bar(panel, place, peer, [*values.values()], _ratio(results, measure, peer, quantity))
+                )
         panel.set_xlim(0, longest * 1.32)
         panel.tick_params(axis="y", length=0)
-    panels[0][0].set_yticks(range(len(peers)), [_title(results, peer) for peer in peers])
+    panels[0][0].set_yticks(range(len(peers)), [results.title(peer) for peer in peers])
     panels[0][0].invert_yaxis()
     panels[0][0].set_xlabel(label, loc="left")
     _leave_a_line(figure)
@@ -96,7 +96,7 @@ def _bars(results: Results, pyplot: Any, quantity: str, label: str, prefix: str 
 
 
 def _bar(panel: Any, place: int, peer: str, values: Sequence[float], ratio: str) -> float:
-    """Draw one bar with its whisker and its text; how far it reaches."""
+    """Draw one bar with its whisker and its text; return how far it reaches."""
     found = spread(values)
     panel.barh(place, found.median, height=0.66, color=OURS.get(peer, OTHERS))
     panel.plot([found.low, found.high], [place, place], color="#333333", linewidth=1.1, solid_capstyle="butt")
@@ -116,7 +116,7 @@ def _latency(results: Results, pyplot: Any) -> Any:
         if series is None or not series.quantiles:
             continue
         middle = [spread(of_all).median * 1e6 for of_all in zip(*series.quantiles, strict=True)][1:100]
-        panel.plot(middle, range(1, 100), label=f"{_title(results, peer)}: {_told(results, series)}", **_line(peer))
+        panel.plot(middle, range(1, 100), label=f"{results.title(peer)}: {_median(results, series)}", **_line(peer))
     panel.set_xscale("log")
     panel.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     panel.set_xlabel("µs for a round trip, or less (further left is better)")
@@ -139,8 +139,8 @@ def _chunks(results: Results, pyplot: Any) -> Any:
         there = [s for m in measures if (s := results.get(m, peer, "time")) is not None]
         sizes = [series.about["chunk"] for series in there]
         rates = [spread(series.rate.values()).median for series in there]
-        told = _ratio(results, there[-1].measure, peer, "rate")
-        panel.plot(sizes, rates, marker="o", markersize=4, label=f"{_title(results, peer)} {told}", **_line(peer))
+        ratio = _ratio(results, there[-1].measure, peer, "rate")
+        panel.plot(sizes, rates, marker="o", markersize=4, label=f"{results.title(peer)} {ratio}", **_line(peer))
     panel.set_xscale("log", base=2)
     panel.xaxis.set_major_formatter(_size)
     panel.set_ylim(bottom=0)
@@ -162,26 +162,14 @@ PICTURES: dict[str, Callable[[Results, Any], Any]] = {
 }
 
 
-def _values(results: Results, measure: str, peer: str, quantity: str) -> list[float]:
-    series = results.get(measure, peer, "time" if quantity == "rate" else quantity)
-    if series is None:
-        return []
-    return list((series.rate if quantity == "rate" else series.values).values())
-
-
 def _ratio(results: Results, measure: str, peer: str, quantity: str) -> str:
     ratio = results.ratio(measure, peer, quantity)
     return "" if ratio is None else f"({ratio.median:.2g}x)"
 
 
-def _told(results: Results, series: Series) -> str:
+def _median(results: Results, series: Series) -> str:
     median = spread(series.values.values()).median * 1e6
     return f"{median:.3g} µs {_ratio(results, series.measure, series.peer, 'p50')}"
-
-
-def _title(results: Results, peer: str) -> str:
-    measure = next(m for m in results.measures if peer in results.peers(m))
-    return str(results.first(measure, peer).about["peer_title"])
 
 
 def _line(peer: str) -> dict[str, Any]:

@@ -1,9 +1,9 @@
-"""The processes of a forwarder, all of them, and what they cost.
+"""All the processes of a forwarder, and what they cost.
 
-A forwarder is started in a session of its own; whatever it starts stays in that session, also when its parent is gone.
-CPU time is read from each process' own clock (nanoseconds; clock_getcpuclockid(3)), with the time of children that
-ended and were waited for added from /proc; orphans come to this process, which asks to be their reaper
-(PR_SET_CHILD_SUBREAPER), and are waited for here. So no process, thread or grandchild escapes the sum.
+A forwarder is started in a session of its own; every process that it starts stays in that session, also when its
+parent has ended. CPU time is read from each process' own clock (nanoseconds; clock_getcpuclockid(3)); the time of
+children that ended and were waited for is added from /proc. Orphans become children of this process, which is their
+subreaper (PR_SET_CHILD_SUBREAPER), and are waited for here. So no process, thread or grandchild escapes the sum.
 """
 
 import ctypes
@@ -22,7 +22,7 @@ GRACE = 0.3  # seconds for a forwarder to end by itself
 
 
 def adopt_orphans() -> None:
-    """Let this process be the parent of every descendant that loses its own."""
+    """Make this process the parent of every descendant that loses its own."""
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
@@ -55,20 +55,24 @@ class Tree:
         return total
 
     def memory(self) -> int:
-        """Bytes: the peak of resident memory of each process, added up (pages that they share count for each)."""
-        return 1024 * sum(_peak_kib(pid) for pid in self.pids())
+        """Bytes: the sum of the peaks of resident memory of its processes (shared pages count for each process)."""
+        return 1024 * sum(_kib(pid, "VmHWM") for pid in self.pids())
 
-    def settle(self, patience: float = 0.5) -> float:
-        """Wait until start-up work is done, which is when no CPU time is spent for a moment; tell the sum."""
+    def resident(self) -> int:
+        """Bytes of resident memory of all its processes now (shared pages count for each process)."""
+        return 1024 * sum(_kib(pid, "VmRSS") for pid in self.pids())
+
+    def settle(self, patience: float = 0.5, pause: float = 0.01) -> float:
+        """Wait until no CPU time is spent for `pause` seconds, `patience` seconds at most; return the CPU seconds."""
         deadline = time.monotonic() + patience
         before, now = -1.0, self.cpu()
         while now != before and time.monotonic() < deadline:
-            time.sleep(0.01)
+            time.sleep(pause)
             before, now = now, self.cpu()
         return now
 
     def end(self, grace: float = GRACE) -> float:
-        """Wait for all processes, kill those that are left after `grace` seconds, and tell their CPU seconds in all."""
+        """Wait for all processes, kill those left after `grace` seconds, and return their CPU seconds in all."""
         deadline = time.monotonic() + grace
         waiting = list(self.heads)
         while waiting := [head for head in waiting if self._reap(head)]:
@@ -115,10 +119,10 @@ def _clock(pid: int) -> float:
         return 0.0
 
 
-def _peak_kib(pid: int) -> int:
-    """VmHWM; ru_maxrss would be that of the process that forked, where it is larger: fs/exec.c, exec_mmap()."""
+def _kib(pid: int, name: str) -> int:
+    """A field of /proc/PID/status. (The peak in ru_maxrss may be the forking process': fs/exec.c, exec_mmap().)"""
     try:
         text = Path(f"/proc/{pid}/status").read_text()
     except OSError:
         return 0
-    return next((int(line.split()[1]) for line in text.splitlines() if line.startswith("VmHWM")), 0)
+    return next((int(line.split()[1]) for line in text.splitlines() if line.startswith(name)), 0)

@@ -1,126 +1,237 @@
-"""Results as Markdown: one table of the peers and the main measures, and one of everything.
+"""Results as Markdown: the page of all results, and the short table of the README. The same file gives the same text.
 
-No figure stands without its ratio to the reference, paired within the rounds, with the spread from the 10th to the
-90th percentile.
+On the page no figure stands without its ratio to the reference, paired within the rounds; medians have the spread from
+the 10th to the 90th percentile in brackets.
 """
 
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyperf  # type: ignore[import-untyped,unused-ignore]
 
-from .results import Results, Series, Spread, spread
+from .chart import PEERS as README_PEERS
+from .measures import unit
+from .results import REFERENCES, Results, ResultsError, Spread, spread
 
-SUMMARY = (  # of a measure, what is shown in the table of peers
-    ("up", "rate", "host to guest"),
-    ("up", "cpu-per-GiB", "CPU, host to guest"),
-    ("down", "rate", "guest to host"),
-    ("down", "cpu-per-GiB", "CPU, guest to host"),
-    ("latency-64", "p50", "round trip of 64 B"),
-    ("start", "time", "start to first byte"),
+BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a summary: one quantity in one measure, or in two that differ in their way."""
+
+    title: str
+    quantity: str
+    measures: tuple[str, ...]
+
+
+MAIN = (
+    Column("throughput", "rate", ("up", "down")),
+    Column("CPU time", "cpu-per-GiB", ("up", "down")),
+    Column("round trip of 64 B", "p50", ("latency-64",)),
+    Column("start to first byte", "time", ("start",)),
 )
-NAMES = {
+PROXIES = (
+    Column("throughput", "rate", ("proxy-up", "proxy-down")),
+    Column("CPU time", "cpu-per-GiB", ("proxy-up", "proxy-down")),
+    Column("round trip of 64 B", "p50", ("proxy-latency-64",)),
+    Column("connect to first byte", "time", ("proxy-start",)),
+    Column("memory, 100 connections", "memory", ("proxy-relays-100",)),
+)
+QUANTITIES = {  # of a measure, in the order of the columns
     "rate": "throughput",
     "time": "time",
-    "cpu-per-GiB": "CPU",
-    "cpu-in-all": "CPU, start and end included",
-    "memory": "peak memory",
+    "cpu-per-GiB": "CPU time",
+    "cpu-in-all": "CPU time, start and end included",
+    "memory": "peak resident memory",
+    "resident": "resident memory, growth",
+    "charged": "memory charged to the cgroup, growth",
     "p50": "median",
     "p99": "99th percentile",
 }
+MEBIBYTES = ("MiB", 2.0**-20)
+UNITS = {  # of quantities that are not plain times: name and factor
+    "rate": ("GiB/s", 1.0),
+    "cpu-per-GiB": ("s/GiB", 1.0),
+    "memory": MEBIBYTES,
+    "resident": MEBIBYTES,
+    "charged": MEBIBYTES,
+}
+TIMES = (("s", 1.0), ("ms", 1e3), ("µs", 1e6), ("ns", 1e9))
+METHOD = """\
+- In each round every forwarder does the same work once; another one begins each round. Forwarders of one table differ
+  by their code, not by the minute in which they ran.
+- A figure is the median of the rounds, with the 10th to the 90th percentile in brackets. A ratio is the median of the
+  ratios within single rounds to the forwarder in bold.
+- CPU time is that of all processes of the forwarder while the bytes moved, in seconds for each GiB. Memory is the sum
+  over its processes.
+- Absolute figures belong to the machine; ratios and CPU time are the steady ones, throughput is noisy.
+- [README.md](README.md) describes the measures and the forwarders."""
 
 
-def markdown(results: Results) -> str:
-    """The whole report."""
-    return "\n".join([machine(results), "", summary(results), "", "## All measures", "", details(results), ""])
-
-
-def machine(results: Results) -> str:
-    """On what the figures were found, in one paragraph."""
-    about = results.about
-    virtual = " (virtual)" if about.get("cpu_virtual") == "yes" else ""
-    rounds = max(len(s.values) for m in results.measures for s in [results.first(m, results.peers(m)[0])])
-    python = str(about.get("python_version", "?")).split()[0]
-    lines = [
-        f"On {about.get('cpu_usable', '?')} CPUs{virtual} of type {about.get('cpu_model_name', 'unknown')}, "
-        f"Linux {about.get('kernel', '?')}, Python {python}; pipes of up to {about.get('pipe_max_size', '?')} B; "
-        f"load average {about.get('load_avg_before', '?')} before and {about.get('load_avg_after', '?')} after. "
-        f"Medians of up to {rounds} interleaved rounds. In brackets: the ratio to the peer in bold, paired within "
-        "rounds, with its 10th to 90th percentile. CPU is seconds of the forwarder's processes for each GiB moved.",
+def page(results: Results, chart: str | None = None) -> str:
+    """The page of all results; `chart` is the path of the chart, from the page."""
+    parts = [
+        "# Benchmark results",
+        "Written by `python -m bench report`, not by hand.",
+        f"![CPU seconds for each GiB, by forwarder]({chart})" if chart else "",
+        _summary(results, "Forwarders", MAIN),
+        _summary(results, "Proxies", PROXIES),
+        "## Method\n\n" + METHOD,
+        "## Machine\n\n" + _machine(results),
+        "## All measures",
+        *(_details(results, measure) for measure in results.measures),
     ]
-    if "left_out" in about:
-        lines += ["", f"Left out: {about['left_out']}."]
-    return "\n".join(lines)
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def summary(results: Results) -> str:
-    """One row a peer, one column a main measure."""
-    columns = [column for column in SUMMARY if column[0] in results.measures]
-    peers = list(dict.fromkeys(peer for measure, _, _ in columns for peer in results.peers(measure)))
-    titles = {peer: _title(results, peer) for peer in peers}
+def short_table(results: Results) -> str:
+    """The README's table: our engines and what users have had so far, with the machine in one line."""
+    about = results.about
+    rounds = max((len(results.values("up", peer, "time")) for peer in README_PEERS), default=0)
+    text = table_of(results, MAIN, README_PEERS)
+    kernel = str(about.get("kernel", "?")).partition("-")[0]
+    return (
+        f"{text}\n\nMedians of {rounds} interleaved rounds on {about.get('cpu_usable', '?')} CPUs "
+        f"({about.get('cpu_model_name', '?')}), Linux {kernel}. Throughput is noisy, CPU time is steady."
+    )
+
+
+def replace_table(readme: str, results: Results) -> str:
+    """`readme` with the short table between its two markers. Raises `ResultsError` if a marker is missing."""
+    before, begin, rest = readme.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ResultsError(f"cannot place the table: add the lines {BEGIN} and {END} to the page")
+    return f"{before}{BEGIN}\n{short_table(results)}\n{END}{after}"
+
+
+def _summary(results: Results, title: str, columns: Sequence[Column]) -> str:
+    measures = [m for column in columns for m in column.measures if m in results.measures]
+    peers = list(dict.fromkeys(peer for measure in measures for peer in results.peers(measure)))
+    text = table_of(results, columns, peers)
+    return f"## {title}\n\n{text}" if text else ""
+
+
+def table_of(results: Results, columns: Sequence[Column], peers: Iterable[str]) -> str:
+    """One row for each peer, without spreads; of two ways both figures are in one cell. Empty without results."""
+    columns = [column for column in columns if any(m in results.measures for m in column.measures)]
+    rows = []
+    for peer in peers:
+        cells = [_both(results, peer, column) for column in columns]
+        if any(cell != "-" for cell in cells):
+            rows.append([_bold(results.title(peer), peer in REFERENCES[:2]), *cells])
+    if not rows:
+        return ""
+    both = next((c for c in columns if len(c.measures) == 2 and c.measures[0] in results.measures), None)
+    head = "forwarder"
+    if both:
+        size = unit(results.first(both.measures[0], results.peers(both.measures[0])[0]).about["bytes"])
+        head = f"{size}, host to guest / guest to host"
+    return _table([head, *(column.title for column in columns)], rows)
+
+
+def _both(results: Results, peer: str, column: Column) -> str:
+    found = [results.values(measure, peer, column.quantity) for measure in column.measures]
+    if not any(found):
+        return "-"
+    medians = [spread(values.values()).median if values else None for values in found]
+    name, factor = _unit(min(median for median in medians if median is not None), column.quantity)
+    return f"{' / '.join('-' if m is None else _rounded(m * factor) for m in medians)} {name}"
+
+
+def _details(results: Results, measure: str) -> str:
+    """One row for each peer, two columns for each quantity: the median and the ratio."""
+    peers, reference = results.peers(measure), results.reference(measure)
+    about = results.first(measure, peers[0]).about
+    hidden = "time" if about["measure_kind"] == "bulk" else "rate"  # one is computed from the other
+    shown = [q for q in QUANTITIES if q != hidden and any(results.values(measure, peer, q) for peer in peers)]
     rows = [
-        [_bold(titles[peer], columns and peer == results.reference(columns[0][0]))]
-        + [cell(results, measure, peer, quantity) for measure, quantity, _ in columns]
+        [
+            _bold(results.title(peer), peer == reference),
+            *(cell for q in shown for cell in _cells(results, measure, peer, q)),
+        ]
         for peer in peers
     ]
-    return table(["peer", *(title for _, _, title in columns)], rows) if columns else "No main measure was taken."
+    rounds = max(len(results.values(measure, peer, quantity)) for peer in peers for quantity in shown)
+    head = ["forwarder", *(title for q in shown for title in (QUANTITIES[q], "ratio"))]
+    low, high = results.loads(measure)
+    conditions = f"Rounds: {rounds}. Load average of the last minute: {low:.1f} to {high:.1f}."
+    return f"### {about['measure_title']} (`{measure}`)\n\n{conditions}\n\n{_table(head, rows)}"
 
 
-def details(results: Results) -> str:
-    """One row a measure and peer, one column a quantity."""
-    quantities = ["rate", "cpu-per-GiB", "cpu-in-all", "memory", "p50", "p99", "time"]
-    rows = []
-    for measure in results.measures:
-        for peer in results.peers(measure):
-            series = results.first(measure, peer)
-            start = series.about["measure_kind"] == "start"
-            shown = [q for q in quantities if (q == "time") == start or q not in ("time", "rate")]
-            found = [(NAMES[q], cell(results, measure, peer, q)) for q in shown]
-            told = "; ".join(f"{name} {text}" for name, text in found if text != "-")
-            rows.append(
-                [series.about["measure_title"], _bold(series.about["peer_title"], _leads(results, series)), told]
-            )
-    return table(["work", "peer", "found"], rows)
+def _cells(results: Results, measure: str, peer: str, quantity: str) -> tuple[str, str]:
+    """A median with its spread, and its ratio to the reference's."""
+    values = results.values(measure, peer, quantity)
+    if not values:
+        return "-", "-"
+    ratio = results.ratio(measure, peer, quantity)
+    if peer == results.reference(measure):
+        return figure(spread(values.values()), quantity), "1"
+    return figure(spread(values.values()), quantity), _with_spread(ratio, 1) if ratio else "-"
 
 
-def cell(results: Results, measure: str, peer: str, quantity: str) -> str:
-    """A median and its ratio to the reference's; a dash where nothing was measured."""
-    series = results.get(measure, peer, "time" if quantity == "rate" else quantity)
-    if series is None:
-        return "-"
-    values = series.rate if quantity == "rate" else series.values
-    text = figure(spread(values.values()).median, quantity)
-    return text if _leads(results, series) else f"{text} ({_times(results.ratio(measure, peer, quantity))})"
+def figure(found: Spread, quantity: str) -> str:
+    """A median with its unit and its spread."""
+    name, factor = _unit(found.median, quantity)
+    median, _, low_to_high = _with_spread(found, factor).partition(" ")
+    return f"{median} {name} {low_to_high}"
 
 
-def figure(value: float, quantity: str) -> str:
-    """A value with its unit."""
-    if quantity == "rate":
-        return f"{value:.2f} GiB/s" if value >= 0.1 else f"{value * 1024:.2g} MiB/s"
-    if quantity == "cpu-per-GiB":
-        return f"{value:.2g} s/GiB" if value < 1 else f"{value:.2f} s/GiB"
-    if quantity == "memory":
-        return f"{value / 2**20:.1f} MiB"
-    for unit, factor in (("s", 1), ("ms", 1e3), ("µs", 1e6)):
-        if value * factor >= 1:
-            return f"{value * factor:.3g} {unit}"
-    return f"{value * 1e9:.0f} ns"
+def _with_spread(found: Spread, factor: float) -> str:
+    low, high = _rounded(found.low * factor), _rounded(found.high * factor)
+    return f"{_rounded(found.median * factor)} ({low} to {high})"
 
 
-def _times(ratio: Spread | None) -> str:
-    if ratio is None:
-        return "no ratio: the reference has no value"
-    return f"{ratio.median:.2g}x, {ratio.low:.2g} to {ratio.high:.2g}"
+def _unit(value: float, quantity: str) -> tuple[str, float]:
+    """A unit's name and factor; for times, the largest unit that leaves at least 1."""
+    if quantity in UNITS:
+        return UNITS[quantity]
+    return next(((name, factor) for name, factor in TIMES if value * factor >= 1), TIMES[-1])
 
 
-def table(head: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table."""
+def _rounded(value: float) -> str:
+    """Two digits, or all of those before the point: what the spreads support."""
+    return f"{value:.0f}" if value >= 10 else f"{value:#.2g}"
+
+
+def _machine(results: Results) -> str:
+    """The machine, the versions and the command, a line each."""
+    about = results.about
+    virtual = " (virtual)" if about.get("cpu_virtual") == "yes" else ""
+    facts = {
+        "CPUs": f"{about.get('cpu_usable', '?')} x {about.get('cpu_model_name', 'unknown')}{virtual}",
+        "memory": about.get("memory_total"),
+        "kernel": f"Linux {about.get('kernel', '?')}",
+        "Python": about.get("python_version"),
+        "compiler": about.get("version_compiler"),
+        "user": about.get("user"),
+        "load average before": about.get("load_avg_before"),
+        "load average after": about.get("load_avg_after"),
+        "fs.pipe-max-size": about.get("pipe_max_size"),
+        "fs.pipe-user-pages-soft": about.get("pipe_user_pages_soft"),
+        "net.core.wmem_default, wmem_max": f"{about.get('socket_wmem_default')}, {about.get('socket_wmem_max')}",
+        "net.ipv4.tcp_wmem": about.get("tcp_wmem"),
+        "net.ipv4.tcp_rmem": about.get("tcp_rmem"),
+    }
+    peers = dict.fromkeys(peer for measure in results.measures for peer in results.peers(measure))
+    versions = dict.fromkeys(str(about[f"version_{peer}"]) for peer in peers if f"version_{peer}" in about)
+    facts["versions"] = "; ".join(versions)
+    facts["command"] = f"`{about['bench_command']}`" if "bench_command" in about else None
+    rows = [[name, str(fact)] for name, fact in facts.items() if fact]
+    left_out = f"\n\nLeft out: {about['left_out']}." if "left_out" in about else ""
+    return _table(["", ""], rows) + left_out
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |" for cells in lines)
 
 
 def split(path: str, folder: Path) -> None:
-    """Write one results file a peer, whose benchmarks are named alike, so that pyperf compare_to pairs them."""
+    """Write a results file for each peer; their benchmarks have the same names, so that compare_to pairs them."""
     folder.mkdir(parents=True, exist_ok=True)
     by_peer: dict[str, list[Any]] = {}
     for benchmark in pyperf.BenchmarkSuite.load(path).get_benchmarks():
@@ -131,14 +242,5 @@ def split(path: str, folder: Path) -> None:
         pyperf.BenchmarkSuite(benchmarks).dump(str(folder / f"{peer}.json"), replace=True)
 
 
-def _title(results: Results, peer: str) -> str:
-    measure = next(m for m in results.measures if peer in results.peers(m))
-    return str(results.first(measure, peer).about["peer_title"])
-
-
-def _bold(text: str, yes: object) -> str:
+def _bold(text: str, yes: bool) -> str:
     return f"**{text}**" if yes else text
-
-
-def _leads(results: Results, series: Series) -> bool:
-    return series.peer == results.reference(series.measure)

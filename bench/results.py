@@ -1,4 +1,4 @@
-"""Reads results again: values by measure, peer and round, and ratios paired within the rounds.
+"""Reads results: values by measure, peer and round, and ratios paired within the rounds.
 
 A ratio is never one median divided by another: it is the median of the ratios of single rounds, and its spread is from
 their 10th to their 90th percentile.
@@ -11,7 +11,11 @@ from typing import Any
 
 import pyperf  # type: ignore[import-untyped,unused-ignore]
 
-REFERENCES = ("splice", "proxy", "copy", "proxy-socat")  # the first that was there is what others are compared with
+REFERENCES = ("splice", "proxy", "copy", "proxy-socat")  # the first that took part is what the others are compared with
+
+
+class ResultsError(Exception):
+    """Results that cannot be shown as asked; the text is a sentence."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,7 @@ class Series:
     quantity: str
     values: dict[int, float]
     about: dict[str, Any] = field(repr=False)
+    loads: list[float] = field(repr=False)  # load averages of the last minute, one for each round
     quantiles: list[list[float]] = field(default_factory=list, repr=False)
 
     @property
@@ -78,30 +83,42 @@ class Results:
         return list(dict.fromkeys(measure for measure, _, _ in self._series))
 
     def peers(self, measure: str) -> list[str]:
-        """Who took part in a measure."""
+        """The peers that took part in a measure."""
         return list(dict.fromkeys(peer for name, peer, _ in self._series if name == measure))
 
     def get(self, measure: str, peer: str, quantity: str) -> Series | None:
         """One series, or None."""
         return self._series.get((measure, peer, quantity))
 
+    def values(self, measure: str, peer: str, quantity: str) -> dict[int, float]:
+        """Values by round; none where the peer has none. `rate` is GiB/s, computed from the time."""
+        series = self.get(measure, peer, "time" if quantity == "rate" else quantity)
+        if series is None:
+            return {}
+        return series.rate if quantity == "rate" else series.values
+
+    def title(self, peer: str) -> str:
+        """The peer's title."""
+        return next(str(s.about["peer_title"]) for s in self._series.values() if s.peer == peer)
+
     def first(self, measure: str, peer: str) -> Series:
-        """A series of this peer in this measure, whichever comes first."""
+        """The first series of this peer in this measure."""
         return next(s for key, s in self._series.items() if key[:2] == (measure, peer))
 
+    def loads(self, measure: str) -> tuple[float, float]:
+        """The lowest and the highest load average of the last minute during a measure."""
+        found = [load for s in self._series.values() if s.measure == measure for load in s.loads]
+        return min(found), max(found)
+
     def reference(self, measure: str) -> str:
-        """With whom the others are compared."""
+        """The peer with which the others are compared."""
         there = self.peers(measure)
         return next((peer for peer in REFERENCES if peer in there), there[0])
 
     def ratio(self, measure: str, peer: str, quantity: str) -> Spread | None:
-        """A peer's values by the reference's, paired within rounds; for `rate`, of GiB/s."""
-        stored = "time" if quantity == "rate" else quantity
-        mine = self.get(measure, peer, stored)
-        base = self.get(measure, self.reference(measure), stored)
-        if mine is None or base is None:
-            return None
-        ratios = paired(mine.rate, base.rate) if quantity == "rate" else paired(mine.values, base.values)
+        """A peer's values divided by the reference's, paired within rounds."""
+        mine, base = self.values(measure, peer, quantity), self.values(measure, self.reference(measure), quantity)
+        ratios = paired(mine, base)
         return spread(ratios) if ratios else None
 
 
@@ -114,5 +131,6 @@ def _series(benchmark: Any) -> Series:
         about["name"].rpartition("/")[2],
         {metadata["round"]: float(values[0]) for metadata, values in runs},
         about,
+        [float(metadata["load_avg_1min"]) for metadata, _ in runs],
         [[float(q) for q in metadata["quantiles"].split()] for metadata, _ in runs if "quantiles" in metadata],
     )

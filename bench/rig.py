@@ -1,9 +1,9 @@
-"""One measurement of one peer: the ends are started, the peer between them, and the stamps of the ends subtracted.
+"""One measurement of one peer: starts the ends and the peer between them, and subtracts the time stamps of the ends.
 
 The order of events keeps everything but the work out of the figures. The far end, the producers and the consumers
-wait for the end of one pipe, which is closed when all connections stand and the peer has come to rest: its CPU time
-until then is start-up. The last byte's stamp ends the time. The far end then keeps the connections open until the
-peer's CPU time and memory have been read, so that neither its end nor its way of ending is in the figures.
+wait for the end of one pipe, which is closed once all connections are made and the peer is at rest: its CPU time
+until then is start-up. The time ends with the stamp of the last byte. The far end then keeps the connections open until
+the peer's CPU time and memory have been read, so that how the peer ends is not in the figures.
 A regular file cannot be held back: there the far end holds back its answer to the handshake instead.
 """
 
@@ -24,6 +24,7 @@ from typing import Any
 
 from .build_c import program
 from .measures import EXCHANGES, Measure
+from .memory_group import MemoryGroup
 from .peers import Peer
 from .process_tree import GRACE, Tree
 
@@ -32,17 +33,19 @@ SLOWEST = 20 << 20  # bytes a second; less is a fault
 
 
 class PeerError(Exception):
-    """A peer did not do the work; the text is a sentence's end."""
+    """A peer did not do the work; the text completes a sentence that begins with its name."""
 
 
 @dataclass
 class Sample:
-    """What one measurement found. Times in seconds; None where there is nothing to say."""
+    """What one measurement found. Times are in seconds; None stands for a quantity that does not apply."""
 
     seconds: float | None = None
     cpu: float | None = None  # while the bytes moved
     cpu_in_all: float | None = None  # from the start of the processes to their end
-    memory: int | None = None  # bytes
+    memory: int | None = None  # bytes: the peaks of resident memory
+    resident: int | None = None  # bytes of resident memory for what is stalled
+    charged: int | None = None  # bytes charged to the memory cgroup for what is stalled
     quantiles: tuple[float, ...] = ()  # of round trips: 0 to 100 per cent
     killed: bool = False
 
@@ -50,25 +53,26 @@ class Sample:
 def take(measure: Measure, peer: Peer, *, check: bool = False) -> Sample:
     """Measure `peer` once. With `check` the bytes are compared by checksum. Raises `PeerError`."""
     with Rig(measure, peer, check) as rig:
-        return {"bulk": rig.bulk, "latency": rig.latency, "start": rig.start}[measure.kind]()
+        return {"bulk": rig.bulk, "latency": rig.latency, "start": rig.start, "stall": rig.stall}[measure.kind]()
 
 
 class Rig:
-    """The ends of one measurement, and the peer."""
+    """The ends of one measurement, with the peer between them."""
 
     def __init__(self, measure: Measure, peer: Peer, check: bool) -> None:
         self.measure, self.peer, self.check = measure, peer, check
         self.timeout = 10 + measure.moved / SLOWEST
         self._tree = Tree()
         self._ends: list[subprocess.Popen[bytes]] = []
-        self._near: list[tuple[int, int]] = []  # what the users of the peer read from and write to
+        self._near: list[tuple[int, int]] = []  # the descriptors that the near ends read from and write to
         self._open: set[int] = set()
         self._stack = ExitStack()
+        self._group: MemoryGroup | None = None
 
     def __enter__(self) -> "Rig":
         folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="fastvsock-bench-"))
         self.uds = os.path.join(folder, "v.sock")
-        self._said = os.path.join(folder, "stderr")
+        self._stderr = os.path.join(folder, "stderr")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -136,6 +140,32 @@ class Rig:
             raise self._fault("brought no first byte")
         return Sample(time.monotonic() - begin)
 
+    def stall(self) -> Sample:
+        """Fill every buffer on the way to a far end that does not read; then let it read, and count the bytes."""
+        try:
+            self._group = MemoryGroup()
+        except OSError as error:
+            raise PeerError(f"no memory cgroup can be made: {error}") from None
+        self._stack.callback(self._group.remove)
+        share = self.measure.share
+        hold, go = self._pipe()
+        far = self._far_end("sink", share, hold)
+        self._connect_all()
+        for _ in range(self.measure.relays):
+            self._expect(far, b"open")
+        self._tree.settle()
+        self._group.add(self._tree.pids())
+        resident, charged = self._tree.resident(), self._group.charged()
+        producers, consumers = self._start_ends(share, subprocess.DEVNULL)
+        self._tree.settle(patience=10, pause=1)
+        sample = Sample(
+            resident=self._tree.resident() - resident,
+            charged=self._group.charged() - charged,
+        )
+        self._drop(hold, go)
+        self._await_last_byte(far, producers, consumers, share)
+        return sample
+
     def _far_end(self, service: str, size: int, stdin: int) -> "subprocess.Popen[bytes]":
         words = {"plain": self.peer.plain, "check": self.check, "hold": self.measure.ends == "file"}
         count = self.measure.relays
@@ -149,7 +179,7 @@ class Rig:
         return far
 
     def _connect_all(self) -> None:
-        """Put the peer there, as often as the measure says."""
+        """Start the peer, or connect through it, once for each relay of the measure."""
         if self.peer.kind == "proxy" and not self._tree.pids():
             self._start_proxy()
         for _ in range(self.measure.relays):
@@ -190,7 +220,7 @@ class Rig:
             self._await_listener(self._address[1])
 
     def _await_listener(self, port: int) -> None:
-        """Wait until somebody listens on a TCP port, and don't connect to find out: it would count."""
+        """Wait until a TCP port is listened on, without a connection, which would count as one of the measure's."""
         entry = re.compile(rf":{port:04X} \S+ 0A ")  # TCP_LISTEN: include/net/tcp_states.h
         deadline = time.monotonic() + self.timeout
         while not entry.search(Path("/proc/net/tcp").read_text()):
@@ -199,13 +229,16 @@ class Rig:
             time.sleep(0.005)
 
     def _start_peer(self, command: list[str], **options: Any) -> "subprocess.Popen[bytes]":
-        with open(self._said, "ab") as stderr:
-            return self._tree.start(command, stderr=stderr, **options)
+        with open(self._stderr, "ab") as stderr:
+            head = self._tree.start(command, stderr=stderr, **options)
+        if self._group:
+            self._group.add([head.pid])  # before it accepts: an accepted TCP socket is charged where it was accepted
+        return head
 
     def _fault(self, what: str) -> PeerError:
-        """What went wrong, with the peer's own last word on it."""
-        said = Path(self._said).read_text(errors="replace").strip() if os.path.exists(self._said) else ""
-        return PeerError(f"{what}; it said: {said.splitlines()[-1]}" if said else what)
+        """An error with the last line that the peer wrote to stderr."""
+        written = Path(self._stderr).read_text(errors="replace").strip() if os.path.exists(self._stderr) else ""
+        return PeerError(f"{what}; its last line on stderr: {written.splitlines()[-1]}" if written else what)
 
     def _start_ends(self, share: int, hold: int) -> tuple[list[Any], list[Any]]:
         """The producers and the consumers that the measure asks for."""
@@ -225,20 +258,20 @@ class Rig:
         return end
 
     def _await_last_byte(self, far: Any, producers: list[Any], consumers: list[Any], share: int) -> tuple[int, int]:
-        """Wait until everything has arrived, and look whether it did; the first and the last moment, in ns."""
+        """Wait until all bytes have arrived, and count them; return the first and the last moment, in ns."""
         streams = [far.stdout] * self.measure.relays * (2 if self.measure.way == "both" else 1)
         streams += [end.stderr for end in producers] + [end.stdout for end in consumers]
-        told = [_tally(self._line(stream)) for stream in streams]
-        arrived = [tally for tally in told if tally.word == b"in"]
+        reported = [_tally(self._line(stream)) for stream in streams]
+        arrived = [tally for tally in reported if tally.word == b"in"]
         lost = sum(share - tally.size for tally in arrived)
         if lost:
             raise self._fault(f"lost {lost} of {share * len(arrived)} bytes")
-        sums = {tally.crc for tally in told}
+        sums = {tally.crc for tally in reported}
         if self.measure.ends == "file":
             sums.add(_work_file(self.measure.size)[1])
         if self.check and len(sums) != 1:
             raise self._fault("changed the bytes on their way")
-        sent = [tally for tally in told if tally.word == b"out"]
+        sent = [tally for tally in reported if tally.word == b"out"]
         return min(tally.begin for tally in sent or arrived), max(tally.end for tally in arrived)
 
     def _expect(self, end: "subprocess.Popen[bytes]", word: bytes) -> None:
@@ -250,7 +283,7 @@ class Rig:
         line = b""
         while not line.endswith(b"\n"):
             if not select.select([stream], [], [], self.timeout)[0]:
-                raise self._fault(f"did not do it within {self.timeout:.0f} s")
+                raise self._fault(f"did not finish within {self.timeout:.0f} s")
             byte = os.read(stream.fileno(), 1)
             if not byte:
                 raise self._fault("broke the connection")
@@ -278,7 +311,7 @@ class Rig:
 
 @dataclass
 class _Tally:
-    """What an end tells about a stream: see report() in peers/common.h."""
+    """What an end reports about a stream: see report() in peers/common.h."""
 
     word: bytes
     size: int
@@ -293,10 +326,10 @@ def _tally(line: bytes) -> _Tally:
 
 
 def announced_port(line: str) -> int:
-    """The port in a proxy's announcement; it was asked to listen on 127.0.0.1. Raises `PeerError`."""
+    """The port in a proxy's announcement of its address on 127.0.0.1. Raises `PeerError`."""
     found = re.search(r"127\.0\.0\.1:(\d+)", line)
     if not found:
-        raise PeerError(f"did not announce its port, but said {line.strip()!r}")
+        raise PeerError(f"did not announce its port, but wrote {line.strip()!r}")
     return int(found[1])
 
 
@@ -312,7 +345,7 @@ def _shake(uds: str, timeout: float) -> socket.socket:
 
 @cache
 def _work_file(size: int) -> tuple[str, int]:
-    """A file of so many bytes, gone when this process ends, and its checksum."""
+    """A file of `size` bytes, removed when this process ends, and its checksum."""
     file = tempfile.NamedTemporaryFile(prefix="fastvsock-bench-")  # noqa: SIM115
     atexit.register(file.close)
     block, crc = os.urandom(1 << 20), 0

@@ -1,13 +1,12 @@
-"""The law of the house: peers are measured in turn, never one after the other.
+"""Interleaves the peers round by round, so that drift of the machine affects all of them alike.
 
-In each round of a measure every peer does the same work once; the next round begins with the next peer. A machine that
-gets slower, or a neighbour who wakes up, so hits all of them alike, and a ratio is taken only between two values of the
-same round. pyperf's Runner measures one benchmark to its end before the next, so the values are collected here, and
-handed to pyperf as the runs of real benchmarks: one run a round, with round and place in its metadata.
+In each round of a measure every peer does the same work once; the next round begins with the next peer. A ratio is
+taken only between two values of the same round. pyperf's Runner measures one benchmark to its end before the next, so
+the values are collected here and given to pyperf as the runs of its benchmarks: one run a round, with the round and
+the place in it as metadata.
 """
 
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -16,19 +15,19 @@ from typing import Any
 
 import pyperf  # type: ignore[import-untyped,unused-ignore]
 
-from .machine import describe
+from .machine import describe, load_average
 from .measures import GIB, Measure
 from .peers import Peer
 from .process_tree import adopt_orphans
 from .rig import PeerError, Sample, take
 
-TRIAL = 1 << 22  # bytes; what a peer must move unharmed before it is measured
-UNITS = {"time": "second", "cpu-per-GiB": "second", "cpu-in-all": "second", "memory": "byte"}
+TRIAL = 1 << 22  # bytes that a peer must move unchanged before it is measured
+BYTES = ("memory", "resident", "charged")  # quantities; the others are seconds
 
 
 @dataclass(frozen=True)
 class Value:
-    """One measured value: of what, by whom, when."""
+    """One measured value of a peer."""
 
     measure: Measure
     peer: Peer
@@ -38,7 +37,7 @@ class Value:
 
 
 class Rounds:
-    """Goes round the peers. `values` grows; `left_out` says who did not take part in what, and why."""
+    """Measures the peers in turn. `values` grows; `left_out` has the reason for each peer or measure left out."""
 
     def __init__(self, measures: Sequence[tuple[Measure, int]], peers: Sequence[Peer]) -> None:
         self.measures = measures
@@ -48,31 +47,33 @@ class Rounds:
         self._metadata = describe(self.peers)
         adopt_orphans()
 
-    def run(self, tell: Callable[[str], object], seconds: float = float("inf")) -> None:
-        """Do all measures; `tell` hears what is being done. After so many `seconds` none is begun any more."""
+    def run(self, report: Callable[[str], object], seconds: float = float("inf")) -> None:
+        """Take all measures, and begin none after `seconds`. `report` is called with each step."""
         began = time.monotonic()
         for measure, rounds in self.measures:
             if time.monotonic() - began > seconds:
-                self.left_out[measure.name] = "the time was up"
+                self.left_out[measure.name] = "the time limit was reached"
                 continue
             able = [peer for peer in self.peers if peer.kind in measure.kinds]
-            tell(f"{measure.name}: trial of {len(able)} peers")
+            report(f"{measure.name}: trial of {len(able)} peers")
             able = [peer for peer in able if self._try(measure, peer)]
             for number in range(rounds):
-                tell(f"{measure.name}: round {number + 1} of {rounds}, {len(able)} peers")
+                report(f"{measure.name}: round {number + 1} of {rounds}, {len(able)} peers")
                 self._go_round(measure, number, able)
 
-    def suite(self) -> Any:
-        """What was measured, as a `pyperf.BenchmarkSuite`. Raises `PeerError` where that is nothing."""
+    def suite(self, command: str) -> Any:
+        """The values as a `pyperf.BenchmarkSuite`, measured by `command`. Raises `PeerError` if there are none."""
         if not self.values:
-            raise PeerError("nothing was measured: " + ("; ".join(self._reasons()) or "no peer can do it"))
-        common = self._metadata | {"load_avg_after": " ".join(f"{load:.2f}" for load in os.getloadavg())}
+            raise PeerError(
+                "nothing was measured: " + ("; ".join(self._reasons()) or "no peer is able to do this work")
+            )
+        common = self._metadata | {"load_avg_after": load_average(), "bench_command": command}
         if self.left_out:
             common["left_out"] = "; ".join(self._reasons())
         runs: dict[str, list[Any]] = {}
         for value in self.values:
             name = f"{value.measure.name}/{value.peer.name}/{value.quantity}"
-            metadata = common | value.metadata | {"name": name, "unit": UNITS.get(value.quantity, "second")}
+            metadata = common | value.metadata | {"name": name, "unit": "byte" if value.quantity in BYTES else "second"}
             runs.setdefault(name, []).append(pyperf.Run([value.value], metadata=metadata, collect_metadata=False))
         return pyperf.BenchmarkSuite([pyperf.Benchmark(of_one) for of_one in runs.values()])
 
@@ -80,7 +81,7 @@ class Rounds:
         return [f"{name}: {why}" for name, why in self.left_out.items()]
 
     def _try(self, measure: Measure, peer: Peer) -> bool:
-        """Whether the peer moves bytes unharmed; it also is the warm-up."""
+        """Whether the peer moves bytes unchanged; the trial is the warm-up too."""
         if measure.kind == "bulk":
             measure = replace(measure, size=min(measure.size, max(TRIAL, measure.relays << 16)))
         return self._take(measure, peer, check=True) is not None
@@ -108,16 +109,15 @@ class Rounds:
                 "load_avg_1min": os.getloadavg()[0],
                 "killed": str(sample.killed),
             }
-            if sample.quantiles:
-                metadata["quantiles"] = " ".join(f"{q:.9f}" for q in sample.quantiles)
             for quantity, value in _quantities(measure, sample):
-                self.values.append(Value(measure, peer, quantity, value, metadata))
+                quantiles = {"quantiles": " ".join(f"{q:.3g}" for q in sample.quantiles)} if quantity == "p50" else {}
+                self.values.append(Value(measure, peer, quantity, value, metadata | quantiles))
 
 
 def _about(measure: Measure, peer: Peer) -> dict[str, Any]:
     return {
         "measure": measure.name,
-        "measure_title": measure.told,
+        "measure_title": measure.full_title,
         "measure_kind": measure.kind,
         "way": measure.way,
         "ends": measure.ends,
@@ -131,7 +131,7 @@ def _about(measure: Measure, peer: Peer) -> dict[str, Any]:
 
 
 def _quantities(measure: Measure, sample: Sample) -> Iterator[tuple[str, float]]:
-    """What one sample tells, by name; pyperf takes no zeros, and nothing that costs nothing is zero here."""
+    """The quantities of one sample, by name. pyperf refuses zeros: such a quantity is left out."""
     if sample.quantiles:
         yield "p50", sample.quantiles[50]
         yield "p99", sample.quantiles[99]
@@ -141,13 +141,7 @@ def _quantities(measure: Measure, sample: Sample) -> Iterator[tuple[str, float]]
         "cpu-per-GiB": sample.cpu and sample.cpu * GIB / measure.moved,
         "cpu-in-all": sample.cpu_in_all,
         "memory": sample.memory,
+        "resident": sample.resident,
+        "charged": sample.charged,
     }
     yield from ((name, value) for name, value in found.items() if value and value > 0)
-
-
-def progress(text: str) -> None:
-    """One line on stderr; on a terminal, always the same one."""
-    if sys.stderr.isatty():
-        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
-    else:
-        print(text, file=sys.stderr, flush=True)

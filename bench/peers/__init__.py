@@ -1,7 +1,7 @@
-"""Who is measured: every way to move the bytes, ours and theirs, in one table.
+"""The table of peers: every way to move the bytes, ours and others.
 
-A *stdio* peer joins its stdin and stdout to a port behind the Unix socket. A *proxy* peer listens on TCP. `none` is no
-forwarder at all: the ends hold the socket themselves, which is the limit. `python` and `python -S` only start.
+A *stdio* peer joins its stdin and stdout to a port behind the Unix socket. A *proxy* peer listens on TCP. `none` stands
+for no forwarder: the ends hold the socket themselves, which is the limit. `python` and `python -S` only start.
 """
 
 import os
@@ -25,10 +25,10 @@ SYSTEMD_PROXY = "/lib/systemd/systemd-socket-proxyd"
 class Peer:
     """One way to move bytes.
 
-    `command` makes the command line: for a stdio peer of UDS and port, for a proxy peer also of what `listens` says:
-    `fd`, the number of a listening TCP socket that it inherits; `port`, a free port on 127.0.0.1; `announces`: neither,
-    it chooses a port and tells it on stdout. `missing` says why it cannot run here; empty where it can. `plain` peers
-    know no handshake, and the far end does without.
+    `command` returns the command line, from UDS and port, and for a proxy peer from a third number, by `listens`:
+    `fd`, a listening TCP socket that the peer inherits; `port`, a free port on 127.0.0.1; `announces`, the number is
+    unused, the peer chooses a port and prints it. `missing` returns why the peer cannot run here, or an empty string.
+    `plain` peers do not know the handshake, and the far end does not expect one.
     """
 
     name: str
@@ -54,8 +54,8 @@ def _found(name: str) -> str:
 
 
 @cache
-def _said(*command: str) -> str:
-    """The first line with a digit of what a program says about its version."""
+def _version_line(*command: str) -> str:
+    """The line about the version in a program's output."""
     try:
         text = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False).stdout
     except OSError:
@@ -65,7 +65,7 @@ def _said(*command: str) -> str:
 
 
 def _socat_version() -> str:
-    return _said("socat", "-V")
+    return _version_line("socat", "-V")
 
 
 def _ours(engine: str) -> Callable[[str, int], list[str]]:
@@ -144,7 +144,7 @@ PEERS = (
     Peer("copy", "fastvsock, copy", "stdio", _ours("copy"), version=_our_version),
     Peer(
         "pipeline",
-        "three socats and a shell",
+        "three socats (RunCVM at first)",
         "stdio",
         lambda uds, port: ["sh", str(HERE / "pipeline.sh"), uds, str(port)],
         _needs("socat"),
@@ -152,7 +152,7 @@ PEERS = (
     ),
     Peer(
         "threads",
-        "two Python threads",
+        "Python threads (RunCVM today)",
         "stdio",
         lambda uds, port: [sys.executable, str(HERE / "threads.py"), uds, str(port)],
         version=_python_version,
@@ -171,7 +171,7 @@ PEERS = (
         "proxy",
         _haproxy,
         _needs("haproxy"),
-        lambda: _said(_found("haproxy"), "-v"),
+        lambda: _version_line(_found("haproxy"), "-v"),
         plain=True,
         listens="fd",
     ),
@@ -181,7 +181,7 @@ PEERS = (
         "proxy",
         _systemd_proxy,
         _no_systemd_proxy,
-        lambda: _said(SYSTEMD_PROXY, "--version"),
+        lambda: _version_line(SYSTEMD_PROXY, "--version"),
         plain=True,
         listens="fd",
     ),
