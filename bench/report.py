@@ -13,7 +13,7 @@ import pyperf  # type: ignore[import-untyped,unused-ignore]
 
 from .chart import PEERS as README_PEERS
 from .measures import unit
-from .results import REFERENCES, Results, ResultsError, Spread, spread
+from .results import Results, ResultsError, Spread, spread
 
 BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
 
@@ -39,6 +39,7 @@ PROXIES = (
     Column("round trip of 64 B", "p50", ("proxy-latency-64",)),
     Column("connect to first byte", "time", ("proxy-start",)),
     Column("memory, 100 connections", "memory", ("proxy-relays-100",)),
+    Column("charged, 20 stalled uploads", "charged", ("proxy-stalled-20",)),
 )
 QUANTITIES = {  # of a measure, in the order of the columns
     "rate": "throughput",
@@ -118,11 +119,12 @@ def _summary(results: Results, title: str, columns: Sequence[Column]) -> str:
 def table_of(results: Results, columns: Sequence[Column], peers: Iterable[str]) -> str:
     """One row for each peer, without spreads; of two ways both figures are in one cell. Empty without results."""
     columns = [column for column in columns if any(m in results.measures for m in column.measures)]
+    references = {results.reference(m) for column in columns for m in column.measures if m in results.measures}
     rows = []
     for peer in peers:
         cells = [_both(results, peer, column) for column in columns]
         if any(cell != "-" for cell in cells):
-            rows.append([_bold(results.title(peer), peer in REFERENCES[:2]), *cells])
+            rows.append([_bold(results.title(peer), peer in references), *cells])
     if not rows:
         return ""
     both = next((c for c in columns if len(c.measures) == 2 and c.measures[0] in results.measures), None)
@@ -222,7 +224,7 @@ def _machine(results: Results) -> str:
     facts["command"] = f"`{about['bench_command']}`" if "bench_command" in about else None
     rows = [[name, str(fact)] for name, fact in facts.items() if fact]
     left_out = f"\n\nLeft out: {about['left_out']}." if "left_out" in about else ""
-    return _table(["", ""], rows) + left_out
+    return _table(["what", "value"], rows) + left_out
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:
