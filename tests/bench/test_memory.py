@@ -58,7 +58,7 @@ def memory_group() -> Iterator[MemoryGroup]:
     try:
         group = MemoryGroup()
     except OSError as error:
-        pytest.skip(f"no memory cgroup can be made: {error}")
+        pytest.skip(f"this machine: no memory cgroup can be made: {error}")
     try:
         yield group
     finally:
@@ -124,7 +124,7 @@ def test_a_stall_without_a_memory_group_is_left_out_with_the_reason(monkeypatch:
         take(measure, PEERS[0])
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can change the user")
+@pytest.mark.skipif(os.geteuid() != 0, reason="this machine: only root can change the user")
 def test_as_another_user_every_process_is_that_users_and_root_returns() -> None:
     """For good in the programs that are started: none of their ids is root's."""
     script = """
