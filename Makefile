@@ -71,8 +71,8 @@ test-vm: build
 	$(BIN)/python tests/vm/run.py $(VM_TESTS)
 
 bench: build
-	$(BIN)/python -m bench run --quick -o bench/results/quick.json
-	$(BIN)/python -m bench report bench/results/quick.json
+	$(BIN)/python -m bench run --quick -o build/bench/quick.json
+	$(BIN)/python -m bench report build/bench/quick.json
 
 wheels:
 	$(PYTHON) -m wheels.build
