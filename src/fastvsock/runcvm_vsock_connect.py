@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 else:
     import _signal  # signal itself imports enum
 
-from .stdio import fill_closed, log
-
 # ruff: noqa: E402
 # First of all, Ctrl-C shall end the program at once, not with a traceback from whichever import it meets. The program,
 # that is: whoever imports this module for something else has a SIGINT of their own.
@@ -31,6 +29,7 @@ import os
 
 from . import __version__, errors, handshake, stdio
 from .relaying import Relay, RelayResult
+from .stdio import fill_closed, log
 
 HELP = """\
 usage: {prog} [options] UDS PORT [-- COMMAND ...]
