@@ -28,16 +28,33 @@ LAUNCHER = """\
 #!/bin/sh
 # {name}, of fastvsock {version}. Runs directly, as `python3 PATH` and as `sh PATH`.
 ''':'
+fail() {{ echo "fastvsock: $2" >&2; exit "$1"; }}
 self=$0
-if [ -h "$self" ]; then self=$(readlink -f "$self"); fi
-case $self in */*) root=${{self%/*}}/{up};; *) root={up};; esac
-{bundled}command -v python3 >/dev/null || {{ echo "fastvsock: no python3 in this PATH: $PATH" >&2; exit 127; }}
+case $self in
+  */*) ;;
+  *) # `bash NAME` takes NAME from the current folder, or else from PATH
+    found=$(command -v "$self") || found=./$self
+    if [ -e "$self" ] && ! [ "$self" -ef "$found" ]; then
+      fail 2 "$self is in this folder and in PATH: start it by its path"
+    fi
+    case $found in */*) self=$found;; *) self=./$found;; esac;;
+esac
+if [ -h "$self" ]; then
+  link=$self
+  self=$(readlink -f "$link") || fail 127 "$link is a link, and readlink is not in PATH: start the file itself"
+fi
+root=${{self%/*}}/{up}
+{bundled}command -v python3 >/dev/null || fail 127 "no python3 in this PATH: $PATH"
 exec python3 {flags} "$self" "$@"
 '''
+import os
 import sys
-from os.path import dirname, realpath
 
-sys.path.insert(0, dirname(realpath(__file__)) + "/{up}/{site}")
+if not sys.flags.isolated:  # `python3 PATH`: no module from the current folder, nor from where a link lies
+    value = os.environ.get("PYTHONPATH")
+    here = [os.path.abspath(path) for path in value.split(":") if path[:1] != "/"] if value else []
+    sys.path[:] = [path for path in sys.path[1:] if os.path.abspath(path) not in here]
+sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)) + "/{up}/{site}")
 sys.argv[0] = "{name}"
 from fastvsock.{module} import main
 
