@@ -67,6 +67,20 @@ class CircleError(BundleError):
     """A symbolic link in a bundle that leads back to itself."""
 
 
+class ChangedError(BundleError):
+    """Something else changed a file of a bundle while an install or uninstall was at work on it."""
+
+    def __init__(self, root: str, path: str) -> None:
+        super().__init__(root, path)
+        self.root, self.path = root, path
+
+    def __str__(self) -> str:
+        return (
+            f"{self.root}/{self.path}: something else changed it during this run, so it was left as it is now: "
+            "run the command again"
+        )
+
+
 class BenchmarkError(FastvsockError):
     """`fastvsock bench` could not take a sample."""
 

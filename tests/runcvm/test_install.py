@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from fastvsock.runcvm import install
 from support import HANG
 from support.bundles import OLD_TRANSPORT, exec_script, make_bundle, put, runcvm, snapshot
 from support.installing import LAUNCHER, SCRIPTS, installed, launched
@@ -119,9 +118,3 @@ def test_a_root_that_is_no_bundle_is_refused(root: str) -> None:
         result = runcvm(command, Path(root) if root else Path("."))
         assert result.returncode == 1
         assert "no RunCVM bundle there" in result.stderr
-
-
-def test_two_installs_at_once_do_not_mix(bundle: Path) -> None:
-    with install.opened(str(bundle), lock=True):
-        result = installed(bundle, code=1)
-    assert "another install or uninstall is at work" in result.stderr

@@ -14,7 +14,7 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from types import TracebackType
@@ -44,6 +44,9 @@ class File:
     meta: Meta
 
 
+Content = File | str | None  # what is at a path: a `str` is a symbolic link's target, None nothing
+
+
 class Root:
     """An open bundle folder. Paths are relative to it; results and errors name them so. Use it as a context."""
 
@@ -62,12 +65,50 @@ class Root:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         os.close(self._fd)
 
-    def lock(self) -> None:
-        """Be the only one who changes this bundle, until the object is closed. Raises `BundleError`."""
+    @contextmanager
+    def locked(self, path: str) -> Iterator[None]:
+        """Hold the lock file at `path`, which is made and which only its owner can open. Raises `BundleError`.
+
+        flock(2) on anything that others can open would let any user of the machine hold the lock.
+        """
+        self.make_folder(os.path.dirname(path))
+        with self._telling(path, "opened"), self._at(path) as (folder, name):
+            fd = self._open_lock(folder, name)
+            # The file may have been removed by its last holder after it was opened here: that one is not the lock.
+            while fd is not None and not self._is_at(folder, name, fd):
+                os.close(fd)
+                fd = self._open_lock(folder, name)
+        if fd is None:
+            raise BundleError(f"{self.path}: another install or uninstall is running in this bundle")
         try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield
+        finally:
+            os.close(fd)
+
+    @staticmethod
+    def _open_lock(folder: int, name: str) -> int | None:
+        """A descriptor that holds the lock; None where another process has it."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        fd = os.open(name, flags, 0o600, dir_fd=folder)
+        try:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise OSError(errno.EINVAL, "not a regular file")
+            os.fchmod(fd, 0o600)
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise BundleError(f"{self.path}: another install or uninstall is at work there") from None
+            os.close(fd)
+            return None
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+    @staticmethod
+    def _is_at(folder: int, name: str, fd: int) -> bool:
+        try:
+            return os.path.samestat(os.fstat(fd), os.stat(name, dir_fd=folder, follow_symlinks=False))
+        except FileNotFoundError:
+            return False
 
     def real(self, path: str) -> str:
         """`path` without symbolic links, where they stay inside; its last name need not exist."""
@@ -143,6 +184,13 @@ class Root:
         with open(fd, "rb") as file:
             return File(file.read(), Meta(stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid))
 
+    def content(self, path: str) -> Content:
+        """What is at `path`. Raises `BundleError` for anything that is not a file or a link."""
+        kind = self.kind(path)
+        if kind == "link":
+            return self.readlink(path)
+        return self.read(path) if kind else None
+
     def names(self, path: str) -> list[str]:
         """The names in the folder `path`, sorted; none where it is not there."""
         try:
@@ -151,13 +199,15 @@ class Root:
         except (FileNotFoundError, NotADirectoryError):
             return []
 
-    def write(self, path: str, data: bytes, meta: Meta) -> None:
-        """Put a file at `path`, in one step."""
+    def write(self, path: str, data: bytes, meta: Meta, last_look: Callable[[], None] | None = None) -> None:
+        """Put a file at `path`, in one step. `last_look` is called right before it, and may raise to prevent it."""
         with self._telling(path, "written"), self._at(path) as (folder, name):
             spare = _spare(name)
             self._unlink(folder, spare)
             try:
                 self._make(folder, spare, data, meta, path)
+                if last_look:
+                    last_look()
                 _rename(folder, spare, name)
             except BaseException:
                 with suppress(OSError):
@@ -183,10 +233,12 @@ class Root:
         """What is to be said where a file cannot be given to the owner that it had."""
         return f"{self.path}/{path}: its owner {meta.uid}:{meta.gid} cannot be kept without CAP_CHOWN"
 
-    def link(self, path: str, target: str) -> None:
-        """Put a symbolic link at `path`, in one step."""
+    def link(self, path: str, target: str, last_look: Callable[[], None] | None = None) -> None:
+        """Put a symbolic link at `path`, in one step; `last_look` as for `write`."""
         with self._telling(path, "made"), self._at(path) as (folder, name):
             self._unlink(folder, _spare(name))
+            if last_look:
+                last_look()
             os.symlink(target, _spare(name), dir_fd=folder)
             _rename(folder, _spare(name), name)
 
@@ -195,10 +247,12 @@ class Root:
         folder, slash, name = path.rpartition("/")
         self.remove(f"{folder}{slash}{_spare(name)}")
 
-    def remove(self, path: str) -> None:
-        """Remove the file or link at `path`, where one is."""
+    def remove(self, path: str, last_look: Callable[[], None] | None = None) -> None:
+        """Remove the file or link at `path`, where one is; `last_look` as for `write`."""
         nothing = suppress(FileNotFoundError, NotADirectoryError)
         with self._telling(path, "removed"), nothing, self._at(path) as (folder, name):
+            if last_look:
+                last_look()
             self._unlink(folder, name)
             os.fsync(folder)
 

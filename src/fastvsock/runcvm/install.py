@@ -16,16 +16,16 @@ import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import BundleError
+from ..errors import BundleError, ChangedError
 from . import payload, script_edits
 from .bundle import ADD_PYTHON, DEFAULTS, EXEC, Bundle, run
-from .bundle_files import File, Meta, Root, may_own
-from .journal import BACKUP, FILES, FORMAT, LOST, OURS, Content, Journal, holds, sha
+from .bundle_files import Content, File, Meta, Root, may_own
+from .journal import BACKUP, FILES, FORMAT, LOCK, LOST, OURS, Journal, holds, sha
 from .payload import CONNECT, HOME, UMBRELLA, Package
 
 TAR = "bin/tar"
@@ -95,14 +95,26 @@ def opened(path: str, *, lock: bool) -> Iterator[Root]:
         for folder in ("scripts", "lib"):
             if not root.kind(root.real(folder)) == "folder":
                 raise BundleError(f"{path}: no RunCVM bundle there (it has no {folder}/): give its folder with --root")
-        if lock:
-            root.lock()
         try:
-            yield root
-        except BrokenPipeError:  # whoever reads stdout has gone, which is no matter of the bundle's
+            with _locked(root) if lock else nullcontext():
+                yield root
+        except BrokenPipeError:  # the reader of stdout has gone, which is not the bundle's fault
             raise
         except OSError as error:
             raise BundleError(f"{path}: {error.filename or 'the bundle'}: {error.strerror}") from None
+
+
+@contextmanager
+def _locked(root: Root) -> Iterator[None]:
+    """Hold the bundle's lock, and leave nothing of it behind where nothing is installed."""
+    with root.locked(LOCK):
+        try:
+            yield
+        finally:
+            with suppress(BundleError, OSError):
+                others = {*root.files(OURS)} - {LOCK}
+                if not any(map(FILES.fullmatch, others)):
+                    root.remove_tree(OURS, others)
 
 
 def plan_install(root: Root, files: Package, *, proxy: bool = False) -> Plan:
@@ -117,7 +129,7 @@ def plan_uninstall(root: Root, *, force: bool = False) -> Plan:
         if before.is_lost(path):
             plan.undone.append(before.lost(path))
         elif entry["before"] != LOST and not before.is_original(path):  # a lost one that is another now was put back
-            now = before.now(path)
+            now = root.content(path)
             if not before.is_ours(path, now) and now is not None and not force:
                 plan.undone.append(f"{path} was changed since it was installed: save it, or say --force")
             plan.changes.append(Change(path, now, before.original(path)))
@@ -155,11 +167,11 @@ def _users(root: Root, plan: Plan) -> dict[str, str]:
 def _clear(root: Root, plan: Plan, folders: list[str]) -> None:
     """Plan to remove these folders, but for what others put there."""
     for folder in folders:
-        files = list(root.files(folder))
+        files = [path for path in root.files(folder) if path != LOCK]  # the lock goes last: see _locked()
         foreign = [path for path in files if not (PACKAGE.fullmatch(path) or FILES.fullmatch(path))]
         plan.notes += [f"{path} is not fastvsock's and stays" for path in foreign]
         plan.foreign |= set(foreign)
-        if root.kind(folder) and (len(foreign) < len(files) or not files):
+        if len(foreign) < len(files) or (not files and folder != OURS and root.kind(folder)):
             plan.stale.append(folder)
 
 
@@ -177,7 +189,12 @@ def apply(root: Root, plan: Plan) -> None:
     journal.write(journal.joined(plan.journal))
     if plan.package:
         _put_package(root, plan.package)
-    _carry_out(root, plan)
+    done: set[str] = set()
+    try:
+        _carry_out(root, plan, done)
+    except ChangedError as error:  # whose file is now not ours to restore
+        journal.write(journal.cut(plan.journal, done, error.path))
+        raise
     journal.write(plan.journal)
     kept = [entry["before"] for entry in plan.journal["entries"].values()]
     for name in {entry["before"] for entry in journal.entries.values()} - {None, LOST, *kept}:
@@ -186,21 +203,38 @@ def apply(root: Root, plan: Plan) -> None:
 
 def undo(root: Root, plan: Plan) -> None:
     """Carry out an uninstall's plan."""
-    _carry_out(root, plan)
+    _carry_out(root, plan, set())
 
 
-def _carry_out(root: Root, plan: Plan) -> None:
+def _carry_out(root: Root, plan: Plan, done: set[str]) -> None:
+    """Make the changes; `done` gets the path of each that was made. Raises `ChangedError`, which ends it."""
     for change in plan.changes:
-        if isinstance(change.after, File):
-            root.write(change.path, change.after.data, change.after.meta)
-        elif change.after is not None:
-            root.link(change.path, change.after)
-        else:
-            root.remove(change.path)
+        _carry_out_one(root, change)
+        done.add(change.path)
     for path in (DEFAULTS, EXEC, CONNECT, UMBRELLA, TAR):
         root.tidy(root.place(path))
     for path in plan.stale:
-        root.remove_tree(path, plan.foreign)
+        root.remove_tree(path, {*plan.foreign, LOCK})
+
+
+def _carry_out_one(root: Root, change: Change) -> None:
+    """Make one change, unless what the plan was made for is no longer there, as when RunCVM is upgraded meanwhile."""
+    path, after = change.path, change.after
+
+    def look_again() -> None:
+        try:
+            now = root.content(path)
+        except BundleError:  # a folder, for instance
+            raise ChangedError(root.path, path) from None
+        if now not in (change.before, after):
+            raise ChangedError(root.path, path)
+
+    if isinstance(after, File):
+        root.write(path, after.data, after.meta, look_again)
+    elif after is not None:
+        root.link(path, after, look_again)
+    else:
+        root.remove(path, look_again)
 
 
 class _Installation:
@@ -262,7 +296,7 @@ class _Installation:
             self._wanted[path] = File(data, original.meta)
             return
         self.plan.undone.append(f"{name} is left alone: {wrong}; {BY_HAND[name]}")
-        now = self.before.now(path)
+        now = self.root.content(path)
         if now is not None and self.before.is_ours(path, now):
             self._wanted[path] = now
 
@@ -302,7 +336,7 @@ class _Installation:
     def _tar(self) -> None:
         """Plan the link for tar, where the bundle has none."""
         path, found = self.root.place(TAR), self.bundle.find("tar")
-        ours = self.before.is_ours(path, self.before.now(path))
+        ours = self.before.is_ours(path, self.root.content(path))
         if found and not ours:
             try:
                 self.root.real(found)
@@ -321,7 +355,7 @@ class _Installation:
         """From what is wanted to changes and a journal. What an earlier install made and nobody wants now goes back."""
         before, changes, entries = self.before, self.plan.changes, {}
         for path, after in self._wanted.items():
-            now = before.now(path)
+            now = self.root.content(path)
             if now != after:
                 changes.append(Change(path, now, after))
             entry = before.entry(path, now, after)
@@ -333,7 +367,7 @@ class _Installation:
         for path, former in before.entries.items():
             if path in self._wanted or before.is_original(path):
                 continue
-            now = before.now(path)
+            now = self.root.content(path)
             if before.is_ours(path, now) and not before.is_lost(path):
                 changes.append(Change(path, now, before.original(path)))
             else:

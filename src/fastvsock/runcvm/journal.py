@@ -14,18 +14,18 @@ from typing import Any
 from ..errors import BundleError
 from . import payload, script_edits
 from .bundle import EXEC
-from .bundle_files import File, Meta, Root
+from .bundle_files import Content, File, Meta, Root
 from .payload import CONNECT, UMBRELLA
 
 OURS = ".fastvsock"
 JOURNAL = f"{OURS}/manifest.json"
 BACKUP = f"{OURS}/backup"
 COPY = f"{BACKUP}/manifest.json"
+LOCK = f"{OURS}/lock"
 FILES = re.compile(rf"{re.escape(OURS)}/(?:backup/)?(?:[0-9a-f]{{64}}|manifest\.json|\.[^/]+\.fastvsock-new)")
 FORMAT = 1
 LOST = "lost"  # in place of an original's SHA-256
 
-Content = File | str | None  # a `str` is a symbolic link's target, None nothing
 Entry = dict[str, Any]
 
 
@@ -55,17 +55,12 @@ class Journal:
         """Enter what is of fastvsock's by its text, and is in no journal. RunCVM itself has no script `fastvsock`."""
         for name in (CONNECT, EXEC, UMBRELLA):
             path = self.root.real(name)
-            now = self.now(path)
-            if path not in self.entries and isinstance(now, File) and is_own(now):
+            if path in self.entries or self.root.kind(path) != "file":
+                continue
+            now = self.root.read(path)
+            if now is not None and is_own(now):
                 before = None if name == UMBRELLA else LOST
                 self.entries[path] = {"before": before, "meta": None, "after": [mark(now)]}
-
-    def now(self, path: str) -> Content:
-        """What is at `path`."""
-        kind = self.root.kind(path)
-        if kind == "link":
-            return self.root.readlink(path)
-        return self.root.read(path) if kind else None
 
     def is_ours(self, path: str, now: Content) -> bool:
         """Whether an install put there what is at `path`."""
@@ -73,7 +68,7 @@ class Journal:
 
     def is_original(self, path: str) -> bool:
         """Whether the original is (still, or again) at `path`."""
-        now, entry = self.now(path), self.entries[path]
+        now, entry = self.root.content(path), self.entries[path]
         if not isinstance(now, File):
             return entry["before"] is None and now == entry.get("link")
         return sha(now.data) == entry["before"] and now.meta == Meta(*entry["meta"])
@@ -81,7 +76,7 @@ class Journal:
     def is_lost(self, path: str) -> bool:
         """Whether what is at `path` is of fastvsock's, and nobody knows what was there before."""
         lost = path in self.entries and self.entries[path]["before"] == LOST
-        return lost and (is_own(now := self.now(path)) or self.is_ours(path, now))
+        return lost and (is_own(now := self.root.content(path)) or self.is_ours(path, now))
 
     def lost(self, path: str) -> str:
         """What is to be said of such a path."""
@@ -104,7 +99,7 @@ class Journal:
 
     def base(self, path: str) -> Content:
         """What an edit starts from: the original where what is there is ours, else what is there."""
-        now = self.now(path)
+        now = self.root.content(path)
         return self.original(path) if self.is_ours(path, now) and not self.is_lost(path) else now
 
     def entry(self, path: str, now: Content, after: Content) -> Entry | None:
@@ -123,6 +118,13 @@ class Journal:
             former = self.entries.get(path, {}).get("after", [])
             entry["after"] = [*entry["after"], *(mark for mark in former if mark not in entry["after"])]
         return {**new, "entries": entries}
+
+    def cut(self, new: dict[str, Any], done: set[str], lost: str) -> dict[str, Any]:
+        """The new journal where only the changes of the paths `done` were made, since `lost` became another's."""
+        entries = self.joined(new)["entries"]
+        ours = self.root.kind(lost) == "file" and is_own(self.root.read(lost))
+        known = {path for path in self.entries if path != lost or ours}
+        return {**new, "entries": {path: entry for path, entry in entries.items() if path in done | known}}
 
     def says(self, content: dict[str, Any]) -> bool:
         """Whether the journal and its copy are this one already."""
