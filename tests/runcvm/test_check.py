@@ -30,7 +30,20 @@ def test_a_bundle_that_was_installed_into_is_well(installed: Path) -> None:
     found = findings("--root", installed, code=0)
     states = {name: finding["state"] for name, finding in found.items() if name != "engine"}
     assert states.pop("bundle engine") in ("ok", "warning")  # the engine is optional
-    names = {"linker", "tar", "aliases", "exec", "launcher", "bundle python", "python", "port 22222", "uds"}
+    names = {
+        "bundle",
+        "linker",
+        "tar",
+        "sh",
+        "tail",
+        "aliases",
+        "exec",
+        "launcher",
+        "bundle python",
+        "python",
+        "port 22222",
+        "uds",
+    }
     assert states == dict.fromkeys(names, "ok")
     assert "runs through lib/ld" in found["tar"]["text"]
     assert "{}.{}.{}".format(*sys.version_info) in found["bundle python"]["text"]
@@ -40,7 +53,7 @@ def test_a_bundle_as_shipped_has_the_failures_that_install_mends(tmp_path: Path)
     bundle = make_bundle(tmp_path / "bundle", python=True)
     found = findings("--root", bundle, code=1)
     failed = {name for name, finding in found.items() if finding["state"] == "failed"}
-    assert failed == {"tar", "aliases", "exec", "launcher", "bundle engine"}
+    assert failed == {"tar", "tail", "aliases", "exec", "launcher", "bundle engine"}
     assert all("fastvsock runcvm install" in found[name]["advice"] for name in failed)
 
 
@@ -84,15 +97,34 @@ DEEDS: dict[str, tuple[Callable[[Path], None], str, str, str]] = {
         "failed",
         "bin/tar does not run through lib/ld: ",
     ),
+    "no sh": (without("bin/sh"), "sh", "failed", "kubectl cp --retries cannot work"),
+    "no tail": (without("bin/tail"), "tail", "failed", "kubectl cp --retries cannot work"),
+    "a tail that does not run": (
+        linked("bin/tail", "/.runcvm/guest/bin/bash"),
+        "tail",
+        "failed",
+        "bin/tail does not run through lib/ld: ",
+    ),
+    "aliases without sh and tail": (
+        written("scripts/runcvm-ctr-defaults", "create_aliases() {\n  for cmd in busybox tar; do :; done\n}\n"),
+        "aliases",
+        "failed",
+        "missing in the word list of create_aliases() in scripts/runcvm-ctr-defaults: sh, tail",
+    ),
     "no aliases": (without("scripts/runcvm-ctr-defaults"), "aliases", "failed", "is not there"),
     "other aliases": (
         written("scripts/runcvm-ctr-defaults", "x=1\n"),
         "aliases",
         "warning",
-        "not known: no definition",
+        "is unknown: no definition",
     ),
     "the old exec": (written("scripts/runcvm-ctr-exec", exec_script("fork")), "exec", "failed", "starts socat"),
-    "another exec": (written("scripts/runcvm-ctr-exec", "#!/bin/bash\n"), "exec", "warning", "shape that is not known"),
+    "another exec": (
+        written("scripts/runcvm-ctr-exec", "#!/bin/bash\n"),
+        "exec",
+        "warning",
+        "the shape of scripts/runcvm-ctr-exec is unknown",
+    ),
     "no launcher": (without(LAUNCHER), "launcher", "failed", "is not there"),
     "a launcher that fails": (written(LAUNCHER, "#!/bin/sh\nexit 3\n"), "launcher", "failed", "run directly"),
     "a launcher that may not run": (
@@ -175,7 +207,7 @@ def test_a_look_that_fails_in_a_way_that_nobody_thought_of_is_a_finding(
 def test_a_bundle_that_is_not_there_is_a_finding_among_the_others(tmp_path: Path) -> None:
     found = findings("--root", tmp_path, code=1)
     assert found["bundle"]["state"] == "failed"
-    assert "no RunCVM bundle there" in found["bundle"]["text"]
+    assert "not a RunCVM bundle" in found["bundle"]["text"]
     assert found["python"]["state"] == "ok"
 
 
@@ -232,17 +264,17 @@ def test_a_bundle_for_another_machine_is_no_failure_and_the_advice_is_to_look_th
     of_another_machine(bundle)
     assert runcvm("install", bundle).returncode == 0
     found = findings("--root", bundle, code=0)
-    for name in ("linker", "tar", "launcher", "bundle python", "bundle engine"):
+    for name in ("linker", "tar", "sh", "tail", "launcher", "bundle python", "bundle engine"):
         assert found[name]["state"] == "warning"
         assert f"built for {OTHER_MACHINE}" in found[name]["text"]
         assert "cannot be run here" in found[name]["text"]
-        assert f"a machine of {OTHER_MACHINE}" in found[name]["advice"]
+        assert f"on a {OTHER_MACHINE} machine" in found[name]["advice"]
     assert found["exec"]["state"] == found["aliases"]["state"] == "ok"
     (bundle / "bin/tar").unlink()
     put(bundle / LAUNCHER, "#!/bin/sh\n", 0o755)
     found = findings("--root", bundle, code=1)
     assert found["tar"]["state"] == "failed"
-    assert found["launcher"]["text"] == f"{LAUNCHER} is not fastvsock's: it has another head"
+    assert found["launcher"]["text"] == f"{LAUNCHER} is not fastvsock's: its first lines differ"
 
 
 def test_an_engine_that_does_not_load_is_a_warning_that_says_why(installed: Path) -> None:

@@ -15,8 +15,8 @@ from support.installing import LAUNCHER, SCRIPTS, installed, launched
 
 def test_a_bundle_is_installed_into_and_a_second_install_finds_nothing_to_do(whole: Path) -> None:
     first = installed(whole)
-    assert os.readlink(whole / "bin/tar") == "busybox"
-    assert "-      debugfs\n+      debugfs tar\n" in first.stdout
+    assert os.readlink(whole / "bin/tar") == os.readlink(whole / "bin/tail") == "busybox"
+    assert "-      debugfs\n+      debugfs tar tail\n" in first.stdout
     assert "--- a/scripts/runcvm-ctr-exec\n+++ b/scripts/runcvm-ctr-exec\n@@ " in first.stdout
     assert not [path for path in whole.rglob("*") if path.name.endswith("fastvsock-new")]
     before = snapshot(whole)
@@ -62,7 +62,7 @@ def test_changing_the_form_starts_from_the_original_and_leaves_nothing_of_the_ot
     assert snapshot(bundle) == before
 
 
-def test_a_new_version_of_runcvm_is_edited_anew_and_becomes_the_original(bundle: Path) -> None:
+def test_a_new_version_of_runcvm_is_edited_too_and_becomes_the_original(bundle: Path) -> None:
     installed(bundle)
     put(bundle / "scripts/runcvm-ctr-exec", exec_script("continued"), 0o755)
     put(bundle / LAUNCHER, OLD_TRANSPORT + "# newer\n", 0o755)
@@ -73,7 +73,7 @@ def test_a_new_version_of_runcvm_is_edited_anew_and_becomes_the_original(bundle:
     assert {name: (bundle / name).read_bytes() for name in newer} == newer
 
 
-def test_what_cannot_be_done_is_told_and_the_rest_is_done(bundle: Path) -> None:
+def test_what_cannot_be_done_is_reported_and_the_rest_is_done(bundle: Path) -> None:
     put(bundle / "scripts/runcvm-ctr-exec", "#!/bin/bash\nexec dbclient -p 22222 root@127.0.0.1\n", 0o755)
     script = (bundle / "scripts/runcvm-ctr-exec").read_bytes()
     result = installed(bundle, code=1)
@@ -97,7 +97,7 @@ def test_a_script_that_bash_would_not_read_after_the_edit_is_left_alone(bundle: 
 
 
 @pytest.mark.parametrize("kind", ["fifo", "folder", "socket"])
-def test_what_is_no_file_in_a_scripts_place_is_told(bundle: Path, kind: str) -> None:
+def test_what_is_not_a_file_in_a_scripts_place_is_reported(bundle: Path, kind: str) -> None:
     script = bundle / "scripts/runcvm-ctr-exec"
     script.unlink()
     if kind == "fifo":
@@ -113,8 +113,8 @@ def test_what_is_no_file_in_a_scripts_place_is_told(bundle: Path, kind: str) -> 
 
 
 @pytest.mark.parametrize("root", ["", "/nowhere/at/all", "/etc/passwd", "/proc"])
-def test_a_root_that_is_no_bundle_is_refused(root: str) -> None:
+def test_a_root_that_is_not_a_bundle_is_refused(root: str) -> None:
     for command in ("install", "uninstall"):
         result = runcvm(command, Path(root) if root else Path("."))
         assert result.returncode == 1
-        assert "no RunCVM bundle there" in result.stderr
+        assert "not a RunCVM bundle" in result.stderr

@@ -42,7 +42,7 @@ def test_no_link_out_of_the_root_is_followed(bundle: Path, tmp_path: Path, path:
         assert "Traceback" not in result.stderr
         if arguments[0] == "install":
             assert result.returncode == 1
-            assert "leads out of the bundle" in result.stderr or "no RunCVM bundle" in result.stderr
+            assert "leads out of the bundle" in result.stderr or "not a RunCVM bundle" in result.stderr
         after = snapshot(tmp_path)
         assert {name: what for name, what in after.items() if name.startswith("outside")} == {
             name: what for name, what in before.items() if name.startswith("outside")

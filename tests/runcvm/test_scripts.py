@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from fastvsock.runcvm.script_edits import Unknown, add_alias, end_proxy
+from fastvsock.runcvm.script_edits import Unknown, add_aliases, end_proxy
 from support import HANG
 from support.bundles import ALIASES, RECORD, SHAPES, SHELL_SCRIPTS, called, exec_script, make_bundle, put
 
+WAIT = "10"
+NEEDED = ("tar", "sh", "tail")
 GUEST_PORT = {"fork": "22", "continued": "22"}
 
 
@@ -28,7 +30,8 @@ def test_an_edited_exec_script_calls_dbclient_with_the_same_words_but_for_the_po
     (bundle / "usr/bin/socat").unlink()
     after = called(bundle, tmp_path / "record")
     port, start = before.index("-p"), after.index("--")
-    assert after[:start] == [*["proxy"] * proxy, "/run/firecracker.vsock", GUEST_PORT.get(shape, "22222")]
+    transport = ["--wait", WAIT, "/run/firecracker.vsock", GUEST_PORT.get(shape, "22222")]
+    assert after[:start] == [*["proxy"] * proxy, *transport]
     assert after[start + 1] == f"{bundle}/usr/bin/dbclient"
     way = ["-p", "{port}"] if proxy else ["-J", "&3"]
     assert after[start + 2 :] == [*before[:port], *way, *before[port + 2 :]]
@@ -43,7 +46,7 @@ def test_a_dbclient_that_may_be_a_function_gets_the_transport_as_its_child(tmp_p
     port = before.index("-p")
     assert after[: port + 1] == [*before[:port], "-J"]
     assert after[port + 2 :] == before[port + 2 :]
-    transport = [f"{bundle}/scripts/runcvm-vsock-connect", "/run/firecracker.vsock", "22"]
+    transport = [f"{bundle}/scripts/runcvm-vsock-connect", "--wait", WAIT, "/run/firecracker.vsock", "22"]
     assert shell_words(after[port + 1]) == transport
 
 
@@ -56,11 +59,11 @@ def test_a_path_that_needs_quoting_stays_one_word(tmp_path: Path) -> None:
     assert odd != FORK
     put(bundle / "scripts/runcvm-ctr-exec", end_proxy(odd), 0o755)
     words = called(bundle, tmp_path / "record", PLACE=str(folder))
-    assert words[:3] == ["/run/firecracker.vsock", "22", "--"]
+    assert words[:5] == ["--wait", WAIT, "/run/firecracker.vsock", "22", "--"]
     function = end_proxy(odd.replace('exec "$DBCLIENT_BIN"', "dbclient", 1))
     put(bundle / "scripts/runcvm-ctr-exec", function, 0o755)
     words = called(bundle, tmp_path / "record", PLACE=str(folder))
-    transport = [f"{folder}/runcvm-vsock-connect", "/run/firecracker.vsock", "22"]
+    transport = [f"{folder}/runcvm-vsock-connect", "--wait", WAIT, "/run/firecracker.vsock", "22"]
     assert shell_words(words[words.index("-J") + 1]) == transport
 
 
@@ -220,18 +223,22 @@ def test_a_function_named_dbclient_cannot_be_given_to_the_proxy() -> None:
 
 
 @pytest.mark.parametrize("name", ALIASES)
-def test_tar_becomes_one_more_word_of_the_list_and_a_function_that_works(name: str, tmp_path: Path) -> None:
+def test_what_kubectl_cp_needs_becomes_words_of_the_list_and_functions_that_work(name: str, tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path / "bundle", aliases=name)
-    (bundle / "bin/tar").symlink_to("busybox")
+    for applet in ("tar", "tail"):
+        (bundle / "bin" / applet).symlink_to("busybox")
     script = bundle / "scripts/runcvm-ctr-defaults"
     old = script.read_text()
-    new = add_alias(old)
-    assert new.replace(" tar", "", 1) == old
-    assert add_alias(new) == new
-    ask = "set -e; . $RUNCVM_GUEST/scripts/runcvm-ctr-defaults; {}; echo hi | cat; tar --help 2>&1 | cat"
+    new = add_aliases(old, NEEDED)
+    assert new.replace(" tail", "", 1).replace(" tar", "", 1).replace("" if " sh " in old else " sh", "", 1) == old
+    assert add_aliases(new, NEEDED) == new
+    ask = (
+        "set -e; . $RUNCVM_GUEST/scripts/runcvm-ctr-defaults; type tar sh tail; tar --help 2>&1 | cat; "
+        "[ $(sh -c 'echo abc | tail -c+2') = bc ]"
+    )
     for text, there in ((old, False), (new, True)):
         script.write_text(text)
-        command = [str(shutil.which("bash")), "-c", ask.format("type tar")]
+        command = [str(shutil.which("bash")), "-c", ask]
         variables = {"RUNCVM_GUEST": str(bundle), "PATH": "/nowhere"}
         result = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=HANG, check=False)
         assert ("tar is a function" in result.stdout and "BusyBox" in result.stdout) == there, result
@@ -255,4 +262,4 @@ def test_tar_becomes_one_more_word_of_the_list_and_a_function_that_works(name: s
 )
 def test_a_defaults_script_of_unknown_shape_is_not_edited(text: str) -> None:
     with pytest.raises(Unknown):
-        add_alias(text)
+        add_aliases(text, NEEDED)

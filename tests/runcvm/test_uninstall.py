@@ -107,5 +107,5 @@ def test_an_exec_script_that_stays_in_the_form_of_proxy_keeps_its_launcher(bundl
     script = bundle / "scripts/runcvm-ctr-exec"
     put(script, script.read_text() + "# mine\n", 0o755)
     installed(bundle)
-    assert "proxy /run/firecracker.vsock" in script.read_text()
+    assert "proxy --wait 10 /run/firecracker.vsock" in script.read_text()
     assert (bundle / "scripts/fastvsock").exists()

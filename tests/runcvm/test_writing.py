@@ -48,7 +48,7 @@ def test_an_owner_that_cannot_be_kept_is_found_before_anything_is_changed(bundle
     assert result.returncode == 1
     assert result.stderr == (
         f"fastvsock: {bundle}/{name}: its owner 1234:1235 cannot be kept without CAP_CHOWN: nothing was changed: "
-        f"run as root with that\n"
+        f"run as root with CAP_CHOWN\n"
     )
     assert snapshot(bundle) == before
 

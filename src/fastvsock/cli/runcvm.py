@@ -6,18 +6,32 @@ from typing import TYPE_CHECKING
 from .. import errors
 from ..stdio import log
 from . import description, doctor
+from .arguments import Seconds
 
 if TYPE_CHECKING:
-    from ..runcvm.install import Plan
+    from ..runcvm.install import ChangeSet
 
 ROOT = "/opt/runcvm"
 LABEL = "runcvm=true"
-INSTALL = """\
-Put fastvsock into a RunCVM bundle: its package, the launcher scripts/runcvm-vsock-connect, bin/tar where there is
-none, tar in create_aliases(), and a transport for each exec of its own. Changes are shown as a unified diff on stdout;
-originals are kept in .fastvsock/ in the bundle. A script of unknown shape is left alone, and told on stderr.
+RUNS = """\
+Programs of the bundle are run as the current user to find out what works (lib/ld, busybox, bash, python3, tar, sh,
+tail, the launchers), also by --dry-run and by check. Use a bundle only if you trust it that far.
+"""
+INSTALL = f"""\
+Put fastvsock into a RunCVM bundle: its package, the launcher scripts/runcvm-vsock-connect, links to busybox for tar,
+sh and tail where they are missing, these three in create_aliases(), and a transport of its own for each exec. The
+changes are printed as a unified diff; the originals are kept in .fastvsock/ in the bundle. A script whose shape is
+unknown is left as it is and reported on stderr.
 
+{RUNS}
 exit status: 0 all is installed; 1 something was left undone (the rest is installed) or nothing could be done at all.
+"""
+UNINSTALL = "Restore every file that install has changed, and remove what it has added. Runs no program of the bundle."
+CHECK = f"""\
+Diagnose common problems of a RunCVM bundle and of this machine, and suggest fixes.
+
+{RUNS}
+exit status: 0 unless something failed, then 1.
 """
 
 
@@ -36,34 +50,52 @@ def _parser() -> argparse.ArgumentParser:
         "install", help="put fastvsock into a bundle", description=INSTALL, formatter_class=raw
     )
     install.add_argument(
-        "--wheel", metavar="FILE", help="take the package from this wheel (default: this installation)"
+        "--wheel", metavar="FILE", help="install the package from this wheel (default: this installation)"
     )
     install.add_argument(
         "--proxy", action="store_true", help="start dbclient by 'fastvsock proxy', on a port of its own, not with -J"
     )
     install.set_defaults(run=_install)
-    uninstall = commands.add_parser("uninstall", help="restore every file that install has changed")
-    uninstall.add_argument("--force", action="store_true", help="restore also files that were changed since")
+    uninstall = commands.add_parser(
+        "uninstall", help="restore every file that install has changed", description=UNINSTALL
+    )
+    uninstall.add_argument("--force", action="store_true", help="restore even files that were changed since")
     uninstall.set_defaults(run=_uninstall)
-    check = commands.add_parser("check", help="look for what goes wrong in a bundle, and on this machine")
+    check = commands.add_parser(
+        "check", help="diagnose a bundle and this machine", description=CHECK, formatter_class=raw
+    )
     doctor.add_arguments(check)
     check.set_defaults(run=_check)
     for command in (install, uninstall, check):
         command.add_argument("--root", metavar="FOLDER", default=ROOT, help=f"the bundle (default {ROOT})")
-    for command in (install, uninstall):
-        command.add_argument("--dry-run", action="store_true", help="show what would be changed, and change nothing")
+    only_one = install.add_mutually_exclusive_group()
+    only_one.add_argument(
+        "--watch",
+        type=Seconds(positive=True),
+        metavar="SECONDS",
+        help="stay, look every SECONDS whether files of the bundle were replaced, and install again; until SIGTERM",
+    )
+    only_one.add_argument(
+        "--dry-run", action="store_true", help="show the changes and make none (programs of the bundle are still run)"
+    )
+    uninstall.add_argument("--dry-run", action="store_true", help="show the changes and make none")
     _add_manifest(commands.add_parser("manifest", help="print the Kubernetes DaemonSet that installs on every node"))
     return parser
 
 
 def _add_manifest(manifest: argparse.ArgumentParser) -> None:
+    manifest.description = "Print, as JSON for kubectl apply -f -, a DaemonSet that installs on every node and watches."
     manifest.add_argument(
         "--image",
         metavar="IMAGE",
         required=True,
-        help="an image with fastvsock in it, best by its digest (NAME@sha256:…)",
+        help="an image with fastvsock in it, best pinned by its digest (NAME@sha256:…)",
     )
-    manifest.add_argument("--pause", metavar="IMAGE", help="an image that does nothing (default: IMAGE, told to wait)")
+    manifest.add_argument(
+        "--pause",
+        metavar="IMAGE",
+        help="install once, then run this image, which does nothing (default: watch, and install again after upgrades)",
+    )
     manifest.add_argument("--root", metavar="FOLDER", default=ROOT, help=f"the bundle on the nodes (default {ROOT})")
     manifest.add_argument("--namespace", metavar="NAME", default="kube-system", help="(default kube-system)")
     manifest.add_argument(
@@ -73,48 +105,55 @@ def _add_manifest(manifest: argparse.ArgumentParser) -> None:
     )
     manifest.add_argument("--proxy", action="store_true", help="install --proxy")
     manifest.add_argument(
-        "--wheel", metavar="FILE", help="install --wheel FILE, a file in IMAGE: the bundle's libc may be another"
+        "--wheel", metavar="FILE", help="install --wheel FILE, a file in IMAGE, for a bundle with another C library"
     )
     manifest.set_defaults(run=_manifest)
 
 
 def _install(options: argparse.Namespace) -> int:
-    from ..runcvm import install, payload
+    from ..runcvm import install, payload, watch
 
     files = payload.from_wheel(options.wheel) if options.wheel else payload.installed()
-    with install.opened(options.root, lock=not options.dry_run) as root:
-        plan = install.plan_install(root, files, proxy=options.proxy)
-        _show(plan, options)
-        if not options.dry_run:
-            install.apply(root, plan)
-    _tell(plan, options)
-    return 1 if plan.undone else 0
+
+    def install_once() -> "ChangeSet":
+        with install.opened(options.root, lock=not options.dry_run) as root:
+            changes = install.plan_install(root, files, proxy=options.proxy)
+            _show(changes, options)
+            if not options.dry_run:
+                install.apply(root, changes)
+        return changes
+
+    if options.watch:
+        watch.keep_installed(options.root, options.watch, install_once)
+        return 0
+    changes = install_once()
+    _report(changes, options)
+    return 1 if changes.undone else 0
 
 
 def _uninstall(options: argparse.Namespace) -> int:
     from ..runcvm import install
 
     with install.opened(options.root, lock=not options.dry_run) as root:
-        plan = install.plan_uninstall(root, force=options.force)
-        if plan.undone:
-            for text in plan.undone:
+        changes = install.plan_uninstall(root, force=options.force)
+        if changes.undone:
+            for text in changes.undone:
                 log(text)
             return 1
-        _show(plan, options)
+        _show(changes, options)
         if not options.dry_run:
-            install.undo(root, plan)
-    _tell(plan, options)
+            install.undo(root, changes)
+    _report(changes, options)
     return 0
 
 
 def _check(options: argparse.Namespace) -> int:
-    from ..errors import BundleError
     from ..runcvm import check, install
 
     try:
         with install.opened(options.root, lock=False) as root:
             findings = list(check.check_bundle(root))
-    except BundleError as error:
+    except errors.BundleError as error:
         findings = [check.no_bundle(error)]
     return doctor.report([*findings, *doctor.look(options)], options)
 
@@ -134,20 +173,20 @@ def _manifest(options: argparse.Namespace) -> int:
     )
     settings.check()
     if "@sha256:" not in options.image:
-        log(f"{options.image} is not fixed by a digest: who can push to its registry changes what every node runs")
+        log(f"{options.image} is not pinned by a digest: anyone who can push that tag controls every node")
     if options.node_label is None:
         log(
-            f"for the nodes that have the label {label} (kubectl label node NAME {label}): it must be the one in "
-            "scheduling.nodeSelector of the RuntimeClass runcvm; --node-label gives another"
+            f"only nodes with the label {label} are installed on (kubectl label node NAME {label}): it must be the one "
+            "in scheduling.nodeSelector of the RuntimeClass runcvm; --node-label sets another"
         )
-    doctor.put(manifest.text(manifest.objects(settings)))
+    doctor.put(manifest.text(settings))
     return 0
 
 
-def _show(plan: "Plan", options: argparse.Namespace) -> None:
+def _show(changes: "ChangeSet", options: argparse.Namespace) -> None:
     """Show the changes. Where that fails none is made."""
     try:
-        doctor.put(plan.show())
+        doctor.put(changes.show())
     except (BrokenPipeError, errors.FastvsockError) as error:
         if options.dry_run:
             raise
@@ -155,12 +194,7 @@ def _show(plan: "Plan", options: argparse.Namespace) -> None:
         raise errors.FastvsockError(f"{reason}: the changes cannot be shown, so none was made") from None
 
 
-def _tell(plan: "Plan", options: argparse.Namespace) -> None:
-    for text in [*plan.notes, *plan.undone]:
+def _report(changes: "ChangeSet", options: argparse.Namespace) -> None:
+    """Print what an install or uninstall did, or would do, to stderr."""
+    for text in changes.lines(options.root, dry_run=options.dry_run):
         log(text)
-    if not plan:
-        log(f"{options.root}: nothing to do")
-    elif options.dry_run:
-        log(f"{options.root}: nothing was changed (--dry-run)")
-    else:
-        log(f"{options.root}: done, {len(plan.changes)} file{'s' * (len(plan.changes) != 1)} changed")

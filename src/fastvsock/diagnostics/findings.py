@@ -8,6 +8,7 @@ from typing import Any
 from ..errors import BundleError
 
 OK, WARNING, FAILED = "ok", "warning", "failed"
+REINSTALL = "reinstall the RunCVM bundle"
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ def looked(name: str, look: Callable[..., Finding], *arguments: Any) -> Finding:
     try:
         return look(*arguments)
     except BundleError as error:
-        return Finding(name, FAILED, str(error), "have RunCVM install its bundle anew")
+        return Finding(name, FAILED, str(error), REINSTALL)
     except Exception as error:
         if os.environ.get("FASTVSOCK_DEBUG") == "1":
             raise

@@ -55,9 +55,7 @@ class Root:
         try:
             self._fd = os.open(path, os.O_DIRECTORY | os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
-            raise BundleError(
-                f"{path}: no RunCVM bundle there ({error.strerror}): give its folder with --root"
-            ) from None
+            raise BundleError(f"{path}: not a RunCVM bundle ({error.strerror}): pass its folder with --root") from None
 
     def __enter__(self) -> "Root":
         return self
@@ -91,9 +89,11 @@ class Root:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         fd = os.open(name, flags, 0o600, dir_fd=folder)
         try:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
+            mode = os.fstat(fd).st_mode
+            if not stat.S_ISREG(mode):
                 raise OSError(errno.EINVAL, "not a regular file")
-            os.fchmod(fd, 0o600)
+            if stat.S_IMODE(mode) != 0o600:
+                os.fchmod(fd, 0o600)
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(fd)

@@ -1,23 +1,30 @@
 """Diagnoses a RunCVM bundle: each finding is ok, a warning or a failure, and says what to do.
 
-kubectl cp fails with "required file not found" where tar is missing in the bundle, or in the aliases.
+kubectl cp fails with "required file not found" if tar is missing in the bundle or in the aliases; its --retries needs
+sh and tail in the same way.
 """
 
 import os
 import shutil
 from collections.abc import Iterator
 
-from ..diagnostics.findings import FAILED, OK, WARNING, Finding, looked
+from ..diagnostics.findings import FAILED, OK, REINSTALL, WARNING, Finding, looked
 from ..diagnostics.machine import engine_finding, python_finding
 from ..errors import BundleError
 from . import script_edits
 from .bundle import ADD_PYTHON, DEFAULTS, EXEC, Bundle, run
 from .bundle_files import Root
-from .install import uses_umbrella
+from .install import APPLETS
 from .payload import CONNECT, HOME, UMBRELLA, is_launcher
 
-EMPTY_ARCHIVE = bytes(1024)  # two blocks of zeros: the end of a tar archive, and nothing before it
+# Each program's arguments and input for a trial. Two blocks of zeros are an empty archive.
+TRIALS: dict[str, tuple[list[str], bytes]] = {
+    "tar": (["-t", "-f", "-"], bytes(1024)),
+    "sh": (["-c", "exit 0"], b""),
+    "tail": (["-c+2"], b"data"),
+}
 INSTALL = "run: fastvsock runcvm install"
+LISTED = f"{', '.join(APPLETS[:-1])} and {APPLETS[-1]}"
 
 ENGINE = """
 import sys
@@ -31,55 +38,62 @@ except errors.EngineError as error:
 
 
 def check_bundle(root: Root) -> Iterator[Finding]:
-    """The bundle: tar, the aliases, the exec script, the launcher, Python and the engine."""
+    """The bundle: what kubectl cp needs, the aliases, the exec script, the launcher, Python and the engine."""
     bundle = Bundle(root)
-    for look in (_linker, _tar, _aliases, _exec, _launcher, _bundle_python, _bundle_engine):
+    yield Finding("bundle", OK, f"{root.path}: its programs are run by this check, as user {os.geteuid()}")
+    yield looked("linker", _linker, bundle)
+    for applet in APPLETS:
+        yield looked(applet, _applet, bundle, applet)
+    for look in (_aliases, _exec, _launcher, _bundle_python, _bundle_engine):
         yield looked(look.__name__.strip("_").replace("_", " "), look, bundle)
 
 
 def no_bundle(error: BundleError) -> Finding:
-    """That there is no bundle to look at."""
-    return Finding("bundle", FAILED, str(error), "install RunCVM first, or look where its bundle is")
+    """The finding for a folder that is not a bundle."""
+    return Finding("bundle", FAILED, str(error), "install RunCVM first, or pass its folder with --root")
 
 
 def _linker(bundle: Bundle) -> Finding:
     if not bundle.has_linker:
-        return Finding("linker", FAILED, "lib/ld is not there or not executable", "have RunCVM install its bundle anew")
+        return Finding("linker", FAILED, "lib/ld is not there or not executable", REINSTALL)
     if bundle.foreign:
         return _untried("linker", "lib/ld", bundle)
-    return Finding("linker", OK, f"lib/ld is there, for {bundle.build or 'a machine that it does not tell'}")
+    return Finding("linker", OK, f"lib/ld is there, for {bundle.build or 'an unknown machine'}")
 
 
 def _untried(check: str, what: str, bundle: Bundle) -> Finding:
-    """What is there, and belongs to another machine than this one."""
+    """The finding for a program that is there but built for another machine."""
     text = f"{what} is there, built for {bundle.foreign}, and cannot be run here"
-    return Finding(check, WARNING, text, f"run: fastvsock runcvm check, on a machine of {bundle.foreign}")
+    return Finding(check, WARNING, text, f"run fastvsock runcvm check on a {bundle.foreign} machine")
 
 
-def _tar(bundle: Bundle) -> Finding:
-    path = bundle.find("tar")
+def _applet(bundle: Bundle, name: str) -> Finding:
+    path = bundle.find(name)
     if not path:
-        return Finding("tar", FAILED, "no tar in the bundle: kubectl cp cannot work", f"{INSTALL}, which links busybox")
-    ran = bundle.run(path, "-t", "-f", "-", data=EMPTY_ARCHIVE)
+        use = "kubectl cp" if name == "tar" else "kubectl cp --retries"
+        return Finding(name, FAILED, f"no {name} in the bundle: {use} cannot work", f"{INSTALL}, which links busybox")
+    arguments, data = TRIALS[name]
+    ran = bundle.run(path, *arguments, data=data)
     through = "through lib/ld" if bundle.has_linker else "without lib/ld"
     if ran.wrong and bundle.foreign:
-        return _untried("tar", path, bundle)
+        return _untried(name, path, bundle)
     if ran.wrong:
         text = f"{path} does not run {through}: {ran.wrong}"
-        return Finding("tar", FAILED, text, "link bin/tar to a busybox that has tar")
-    return Finding("tar", OK, f"{path} runs {through}")
+        return Finding(name, FAILED, text, f"link bin/{name} to a busybox that has {name}")
+    return Finding(name, OK, f"{path} runs {through}")
 
 
 def _aliases(bundle: Bundle) -> Finding:
     text = _script(bundle, DEFAULTS)
     try:
-        there = script_edits.add_alias(text) == text
+        missing = [name for name in APPLETS if script_edits.add_aliases(text, [name]) != text]
     except script_edits.Unknown as error:
-        advice = "see that it makes a function for tar that runs it through lib/ld"
-        return Finding("aliases", WARNING, f"{DEFAULTS} has a shape that is not known: {error}", advice)
-    if there:
-        return Finding("aliases", OK, "tar is in the word list of create_aliases()")
-    return Finding("aliases", FAILED, f"tar is not in the word list of create_aliases() in {DEFAULTS}", INSTALL)
+        advice = f"make sure that it defines functions for {LISTED} that run them through lib/ld"
+        return Finding("aliases", WARNING, f"the shape of {DEFAULTS} is unknown: {error}", advice)
+    if missing:
+        text = f"missing in the word list of create_aliases() in {DEFAULTS}: {', '.join(missing)}"
+        return Finding("aliases", FAILED, text, INSTALL)
+    return Finding("aliases", OK, f"{LISTED} are in the word list of create_aliases()")
 
 
 def _exec(bundle: Bundle) -> Finding:
@@ -87,8 +101,8 @@ def _exec(bundle: Bundle) -> Finding:
     try:
         done = script_edits.end_proxy(text) == text
     except script_edits.Unknown as error:
-        advice = "see that each exec has a transport of its own: dbclient -J, and no port"
-        return Finding("exec", WARNING, f"{EXEC} has a shape that is not known: {error}", advice)
+        advice = "make sure that each exec has a transport of its own: dbclient -J, and no port"
+        return Finding("exec", WARNING, f"the shape of {EXEC} is unknown: {error}", advice)
     if done:
         return Finding("exec", OK, f"{EXEC} gives each dbclient a transport of its own")
     return Finding("exec", FAILED, f"{EXEC} starts socat on a guessed port: exec and cp break each other", INSTALL)
@@ -102,9 +116,9 @@ def _script(bundle: Bundle, path: str) -> str:
 
 
 def _launcher(bundle: Bundle) -> Finding:
-    """The transport's launcher, and the other one where the exec script starts that."""
+    """The transport's launcher, and the other one if the exec script starts it."""
     script = bundle.root.read(EXEC)
-    proxied = script is not None and uses_umbrella(script.data.decode(errors="replace"))
+    proxied = script is not None and script_edits.uses_umbrella(script.data.decode(errors="replace"))
     said = []
     for path in (CONNECT, UMBRELLA) if proxied else (CONNECT,):
         file = bundle.root.read(path)
@@ -112,7 +126,7 @@ def _launcher(bundle: Bundle) -> Finding:
             why = f", and {EXEC} starts it" if path == UMBRELLA else ""
             return Finding("launcher", FAILED, f"{path} is not there{why}", INSTALL)
         if bundle.foreign:
-            wrong, version = "" if is_launcher(file.data) else ": it has another head", ""
+            wrong, version = "" if is_launcher(file.data) else ": its first lines differ", ""
         else:
             wrong, version = _version(bundle, path)
         if wrong:
@@ -124,7 +138,7 @@ def _launcher(bundle: Bundle) -> Finding:
 
 
 def _version(bundle: Bundle, path: str) -> tuple[str, str]:
-    """What is wrong with a launcher that is started in both ways, and what it says of itself."""
+    """What is wrong with a launcher, started directly and by python3, and the version that it prints."""
     full, name = bundle.root.full(path), os.path.basename(path)
     said = ""
     for way, command in (("directly", [full]), ("as python3 PATH", [*_interpreter(bundle), full])):
@@ -149,7 +163,7 @@ def _bundle_python(bundle: Bundle) -> Finding:
     here = shutil.which("python3")
     if here is None:
         return Finding(name, FAILED, f"{bundle.no_python}, and none in PATH", ADD_PYTHON)
-    return Finding(name, WARNING, f"{bundle.no_python}: the launcher takes the one in PATH, here {here}", ADD_PYTHON)
+    return Finding(name, WARNING, f"{bundle.no_python}: the launcher uses the one in PATH, here {here}", ADD_PYTHON)
 
 
 def _bundle_engine(bundle: Bundle) -> Finding:
@@ -160,6 +174,6 @@ def _bundle_engine(bundle: Bundle) -> Finding:
     ran = run([*_interpreter(bundle), "-IS", "-c", ENGINE, bundle.root.full(site)]) if site else None
     if ran is None or ran.wrong:
         why = f": {ran.wrong}" if ran else ""
-        return Finding("bundle engine", FAILED, f"no package of fastvsock that loads in the bundle{why}", INSTALL)
+        return Finding("bundle engine", FAILED, f"no fastvsock package in the bundle that can be loaded{why}", INSTALL)
     chosen, _, reason = ran.out.strip().partition(" ")
     return engine_finding(chosen, reason, "bundle engine")

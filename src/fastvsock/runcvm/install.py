@@ -1,13 +1,16 @@
-"""Installing into a bundle, and undoing it, so that at no moment anything is half there.
+"""Installs into a bundle, and undoes it; at no moment is a file half written.
 
-First a plan is made, which changes nothing: what each file will hold. It starts from the *original* of each file, as
-the journal of an earlier install keeps it, so a second install, one in the other form, or one that takes up what a
-killed one left, all come out the same. Then, in this order: the originals are kept, by their SHA-256; the journal says
-what will be changed; the package goes into a folder of its own, named after its content; and only then each file that
-uses it is replaced, in one step each. A kill in between leaves files that are each the old one or the new one, both
-of them work, and the journal knows both.
+First a plan is made, which changes nothing: the content that each file will have. It starts from the *original* of each
+file, which the journal of an earlier install keeps, so a second install, one in the other form, and one that continues
+after a kill all have the same result. Then, in this order: the originals are saved under their SHA-256; the journal
+records what will be changed; the package is written into a folder of its own, named after its content; and only then is
+each file that uses it replaced, in one step. A kill in between leaves each file either old or new; both work, and the
+journal knows both.
 
-What cannot be done is left undone and told; the rest is still done.
+Right before each replacement the installer looks again: a file that is no longer what the plan was made for, as during
+an upgrade of RunCVM, is left alone, and the installation ends there with a sentence.
+
+What cannot be done is left undone and reported; the rest is still done.
 """
 
 import difflib
@@ -28,15 +31,15 @@ from .bundle_files import Content, File, Meta, Root, may_own
 from .journal import BACKUP, FILES, FORMAT, LOCK, LOST, OURS, Journal, holds, sha
 from .payload import CONNECT, HOME, UMBRELLA, Package
 
-TAR = "bin/tar"
-COMPILING = 120.0  # seconds; takes one, but a node may be busy, and what is missing then is missing for each start
-RANK = {DEFAULTS: 1, EXEC: 2}  # what starts the transport is put in place last, and taken away first
-UMBRELLA_USED = re.compile(r"/fastvsock[\"'}]*\s+proxy\s")
+# busybox's, for kubectl cp: it runs `tar`, and with --retries `sh -c "tar cf - PATH | tail -c+N"`.
+APPLETS = ("tar", "sh", "tail")
+COMPILING = 120.0  # seconds; one is enough, but a node may be busy, and without it each start compiles the package
+RANK = {DEFAULTS: 1, EXEC: 2}  # the script that starts the transport is replaced last, and restored first
 SITE = re.compile(rf"{HOME}/[^/\s\"']+-[0-9a-f]{{12}}(?![0-9a-f])")
 PACKAGE = re.compile(rf"{SITE.pattern}/fastvsock/(?:[^/]+/)*[^/]+\.(?:pyc?|so|fastvsock-new)")
 
 BY_HAND = {
-    DEFAULTS: "by hand: add the word tar to the list behind 'for cmd in' in create_aliases()",
+    DEFAULTS: f"by hand: add the words {' '.join(APPLETS)} to the list after 'for cmd in' in create_aliases()",
     EXEC: (
         "by hand: remove socat, its sleep and its trap, keep exec, and start dbclient by "
         f"/.runcvm/guest/{CONNECT} UDS PORT -- dbclient -J '&3' in place of -p"
@@ -46,7 +49,7 @@ BY_HAND = {
 
 @dataclass(frozen=True)
 class Change:
-    """One path of the bundle: what is there, and what shall be. A `str` is a symbolic link's target, None nothing."""
+    """One path of the bundle: what is there now, and what will be."""
 
     path: str
     before: Content
@@ -67,34 +70,46 @@ class Change:
 
 
 @dataclass
-class Plan:
+class ChangeSet:
     """What an install or uninstall will do, and what it cannot do."""
 
     changes: list[Change] = field(default_factory=list)
     journal: dict[str, Any] = field(default_factory=dict)
-    package: Package | None = None  # where its files are not there yet
-    stale: list[str] = field(default_factory=list)  # folders that go, such as those of former packages
-    foreign: set[str] = field(default_factory=set)  # what in them is not ours, and stays
-    unsaved: bool = False  # the journal, or its copy, says something else
+    package: Package | None = None  # if its files are not there yet
+    stale: list[str] = field(default_factory=list)  # folders to remove, such as those of former packages
+    foreign: set[str] = field(default_factory=set)  # files in them that are not ours, and stay
+    unsaved: bool = False  # the journal or its copy has another content
+    ran_programs: bool = False  # of the bundle, to find out what works there
     notes: list[str] = field(default_factory=list)
     undone: list[str] = field(default_factory=list)
 
     def __bool__(self) -> bool:
         return bool(self.changes or self.package or self.stale or self.unsaved)
 
+    def lines(self, path: str, *, dry_run: bool = False) -> list[str]:
+        """What there is to report of the bundle at `path`: remarks, what was left undone, and the outcome."""
+        if not self:
+            outcome = "nothing to do"
+        elif dry_run:
+            outcome = "nothing was changed (--dry-run)"
+        else:
+            outcome = f"done, {len(self.changes)} file{'s' * (len(self.changes) != 1)} changed"
+        ran = "; programs of the bundle were run to find this out" if dry_run and self.ran_programs else ""
+        return [*self.notes, *self.undone, f"{path}: {outcome}{ran}"]
+
     def show(self) -> str:
-        """All changes, to be read."""
+        """All changes, for the reader."""
         files = f"+{self.package.site()}/ ({len(self.package.files)} files of fastvsock)\n" if self.package else ""
         return files + "".join(change.show() for change in self.changes) + "".join(f"-{path}/\n" for path in self.stale)
 
 
 @contextmanager
 def opened(path: str, *, lock: bool) -> Iterator[Root]:
-    """The bundle at `path`, for this process alone where `lock` says so. What the system refuses becomes a sentence."""
+    """The bundle at `path`, with `lock` for this process alone. Errors of the system are raised as `BundleError`."""
     with Root(path) as root:
         for folder in ("scripts", "lib"):
             if not root.kind(root.real(folder)) == "folder":
-                raise BundleError(f"{path}: no RunCVM bundle there (it has no {folder}/): give its folder with --root")
+                raise BundleError(f"{path}: not a RunCVM bundle (it has no {folder}/): pass its folder with --root")
         try:
             with _locked(root) if lock else nullcontext():
                 yield root
@@ -117,21 +132,21 @@ def _locked(root: Root) -> Iterator[None]:
                     root.remove_tree(OURS, others)
 
 
-def plan_install(root: Root, files: Package, *, proxy: bool = False) -> Plan:
-    """What is to be done to have `files` installed. Changes nothing."""
+def plan_install(root: Root, files: Package, *, proxy: bool = False) -> ChangeSet:
+    """Plan the installation of `files`. Changes nothing."""
     return _Installation(root, files, proxy).plan
 
 
-def plan_uninstall(root: Root, *, force: bool = False) -> Plan:
-    """What is to be done to have the bundle as it was. What would undo others' changes is told as undone."""
-    before, plan = Journal(root), Plan()
+def plan_uninstall(root: Root, *, force: bool = False) -> ChangeSet:
+    """Plan the restoration of the bundle. What would undo others' changes is reported as undone."""
+    before, plan = Journal(root), ChangeSet()
     for path, entry in sorted(before.entries.items(), key=lambda item: (-RANK.get(item[0], 0), item[0])):
         if before.is_lost(path):
             plan.undone.append(before.lost(path))
         elif entry["before"] != LOST and not before.is_original(path):  # a lost one that is another now was put back
             now = root.content(path)
             if not before.is_ours(path, now) and now is not None and not force:
-                plan.undone.append(f"{path} was changed since it was installed: save it, or say --force")
+                plan.undone.append(f"{path} was changed since it was installed: save it, or pass --force")
             plan.changes.append(Change(path, now, before.original(path)))
     users = _users(root, plan)
     plan.notes += [f"{HOME} stays: {script} names it" for script in sorted({*users.values()})]
@@ -140,15 +155,15 @@ def plan_uninstall(root: Root, *, force: bool = False) -> Plan:
     return plan
 
 
-def _check_owners(root: Root, plan: Plan) -> None:
+def _check_owners(root: Root, plan: ChangeSet) -> None:
     """Raise `BundleError` where a file cannot be given to its owner, before the first one is changed."""
     for change in plan.changes:
         if isinstance(change.after, File) and not may_own(meta := change.after.meta):
-            raise BundleError(f"{root.no_owner(change.path, meta)}: nothing was changed: run as root with that")
+            raise BundleError(f"{root.no_owner(change.path, meta)}: nothing was changed: run as root with CAP_CHOWN")
 
 
-def _users(root: Root, plan: Plan) -> dict[str, str]:
-    """The packages that scripts will name once the plan is carried out, each with the path of one that does."""
+def _users(root: Root, plan: ChangeSet) -> dict[str, str]:
+    """The packages that scripts will name after the plan is carried out, each with the path of one such script."""
     after = {change.path: change.after for change in plan.changes}
     found = {}
     for name in root.names("scripts"):
@@ -164,8 +179,8 @@ def _users(root: Root, plan: Plan) -> dict[str, str]:
     return found
 
 
-def _clear(root: Root, plan: Plan, folders: list[str]) -> None:
-    """Plan to remove these folders, but for what others put there."""
+def _clear(root: Root, plan: ChangeSet, folders: list[str]) -> None:
+    """Plan to remove these folders, except for files that others put there."""
     for folder in folders:
         files = [path for path in root.files(folder) if path != LOCK]  # the lock goes last: see _locked()
         foreign = [path for path in files if not (PACKAGE.fullmatch(path) or FILES.fullmatch(path))]
@@ -175,7 +190,7 @@ def _clear(root: Root, plan: Plan, folders: list[str]) -> None:
             plan.stale.append(folder)
 
 
-def apply(root: Root, plan: Plan) -> None:
+def apply(root: Root, plan: ChangeSet) -> None:
     """Carry out an install's plan."""
     if not plan:
         return
@@ -201,17 +216,17 @@ def apply(root: Root, plan: Plan) -> None:
         root.remove(f"{BACKUP}/{name}")
 
 
-def undo(root: Root, plan: Plan) -> None:
+def undo(root: Root, plan: ChangeSet) -> None:
     """Carry out an uninstall's plan."""
     _carry_out(root, plan, set())
 
 
-def _carry_out(root: Root, plan: Plan, done: set[str]) -> None:
+def _carry_out(root: Root, plan: ChangeSet, done: set[str]) -> None:
     """Make the changes; `done` gets the path of each that was made. Raises `ChangedError`, which ends it."""
     for change in plan.changes:
         _carry_out_one(root, change)
         done.add(change.path)
-    for path in (DEFAULTS, EXEC, CONNECT, UMBRELLA, TAR):
+    for path in (DEFAULTS, EXEC, CONNECT, UMBRELLA, *(f"bin/{applet}" for applet in APPLETS)):
         root.tidy(root.place(path))
     for path in plan.stale:
         root.remove_tree(path, {*plan.foreign, LOCK})
@@ -238,21 +253,22 @@ def _carry_out_one(root: Root, change: Change) -> None:
 
 
 class _Installation:
-    """The making of an install's plan: what each path shall hold, and then the way from what it holds."""
+    """Makes the plan of an install: the content that each path will have, then the changes that lead there."""
 
     def __init__(self, root: Root, files: Package, proxy: bool) -> None:
         self.root, self.bundle, self.before = root, Bundle(root), Journal(root)
-        self.plan = Plan()
+        self.plan = ChangeSet(ran_programs=True)
         self._wanted: dict[str, File | str] = {}
         self._files = self._fitting(files)
-        self._edit(DEFAULTS, script_edits.add_alias)
+        self._edit(DEFAULTS, lambda text: script_edits.add_aliases(text, APPLETS))
         self._edit(EXEC, lambda text: script_edits.end_proxy(text, proxy))
         self._python()
         self._launch(CONNECT)
         script = self._wanted.get(root.real(EXEC))
-        if isinstance(script, File) and uses_umbrella(_text(script.data)):
+        if isinstance(script, File) and script_edits.uses_umbrella(_text(script.data)):
             self._launch(UMBRELLA)
-        self._tar()
+        for applet in APPLETS:
+            self._link(applet)
         self._settle()
         self._place()
 
@@ -264,23 +280,23 @@ class _Installation:
         engine, home = files.engine(), self.bundle.build
         if not engine:
             self._note(
-                f"{files.source} has no splice engine: the copy engine will serve; a wheel for the bundle has one"
+                f"{files.source} has no splice engine, so the copy engine will be used; a wheel for the bundle has one"
             )
             return files
         build = payload.build_of(files.files[engine])
         if home is None or build is None:
-            self._note("lib/ld tells no machine: nobody knows whether the splice engine will load in this bundle")
+            self._note("cannot determine the architecture of lib/ld, so the splice engine may not load")
             return files
         if build.fits(home):
             return files
         self._note(
             f"the splice engine of {files.source} is for {build}, the bundle is {home}: it is left out, and the copy "
-            f"engine will serve; give the wheel for {home} (musllinux or manylinux) with --wheel"
+            f"engine will be used; pass the wheel for {home} (musllinux or manylinux) with --wheel"
         )
         return files.without(engine)
 
     def _edit(self, name: str, edit: Callable[[str], str]) -> None:
-        """Plan the edit of the script `name`, or leave it undone: as it is, even if that is by an earlier install."""
+        """Plan the edit of the script `name`; or leave it as it is, possibly by an earlier install, and report that."""
         path = self.root.real(name)
         original = self.before.base(path)
         if not isinstance(original, File):
@@ -301,23 +317,23 @@ class _Installation:
             self._wanted[path] = now
 
     def _syntax_error(self, data: bytes) -> str:
-        """What `bash -n` has against a script; empty for nothing."""
+        """What `bash -n` finds wrong in a script; empty if nothing."""
         bash = self.bundle.bash
         if not bash:
-            return "there is no bash, here or in the bundle, to check the edited script with"
+            return "there is no bash, neither here nor in the bundle, to check the edited script with"
         ran = run([*bash, "-n"], data)
         said = "; ".join(ran.err.split("\n")).strip("; ")
         return f"bash -n fails on the edited script ({said or ran.wrong})" if ran.wrong else ""
 
     def _python(self) -> None:
-        """Tell what the launchers will be run by, where that is not a Python of the bundle's that runs."""
+        """Report which Python will run the launchers, if that is not a working one of the bundle."""
         bundle = self.bundle
-        if bundle.late_python:  # a machine that is busy now must not decide for ever
+        if bundle.late_python:  # this machine may only be busy now
             self.plan.undone.append(
-                f"{bundle.no_python}: the launcher is made without it, and takes python3 from PATH: install again"
+                f"{bundle.no_python}: the launcher is made without it and uses python3 from PATH: install again"
             )
         if not bundle.python:
-            self._note(f"{bundle.no_python}: the launcher takes python3 from PATH; {ADD_PYTHON}")
+            self._note(f"{bundle.no_python}: the launcher uses python3 from PATH; {ADD_PYTHON}")
         elif bundle.foreign:
             self._note(f"the bundle is built for {bundle.foreign}, and its {bundle.python} cannot be tried here")
 
@@ -327,32 +343,38 @@ class _Installation:
         files, bundle = self._files, self.bundle
         data = payload.launcher(path, files.site(), files.version(), bundle.python, bundle.has_linker)
         original = self.before.base(path)
-        # It may have been run as `python3 PATH` only, so far.
+        # So far it may have been run as `python3 PATH` only, without being executable.
         meta = (
             replace(original.meta, mode=original.meta.mode | 0o111) if isinstance(original, File) else _new(self.root)
         )
         self._wanted[path] = File(data, meta)
 
-    def _tar(self) -> None:
-        """Plan the link for tar, where the bundle has none."""
-        path, found = self.root.place(TAR), self.bundle.find("tar")
+    def _link(self, applet: str) -> None:
+        """Plan the link to busybox for `applet`, if the bundle has no such program."""
+        name = f"bin/{applet}"
+        path, found = self.root.place(name), self.bundle.find(applet)
         ours = self.before.is_ours(path, self.root.content(path))
         if found and not ours:
             try:
                 self.root.real(found)
             except BundleError as error:
-                self.plan.undone.append(f"{error}; kubectl cp will not work: by hand: link it to a busybox with tar")
+                self.plan.undone.append(
+                    f"{error}; kubectl cp will not work: by hand: link it to a busybox with {applet}"
+                )
             return
         applets, why = self.bundle.applets
-        if (ours and found) or (applets and "tar" in applets):
+        if (ours and found) or (applets and applet in applets):
             self._wanted[path] = "busybox"
-            self.plan.notes += [why] * (bool(why) and not ours)
+            if why and not ours and why not in self.plan.notes:
+                self._note(why)
             return
-        reason = why or "the bundle's busybox has no applet tar"
-        self.plan.undone.append(f"{TAR} is not made: {reason}; by hand: put a tar that runs through lib/ld into bin/")
+        reason = why if applets is None else f"the bundle's busybox has no applet {applet}"
+        self.plan.undone.append(
+            f"{name} is not made: {reason}; by hand: put a {applet} that runs through lib/ld into bin/"
+        )
 
     def _settle(self) -> None:
-        """From what is wanted to changes and a journal. What an earlier install made and nobody wants now goes back."""
+        """Derive the changes and the journal. What only an earlier install needed is restored."""
         before, changes, entries = self.before, self.plan.changes, {}
         for path, after in self._wanted.items():
             now = self.root.content(path)
@@ -375,7 +397,7 @@ class _Installation:
         self.plan.journal = {"format": FORMAT, "entries": entries}
 
     def _place(self) -> None:
-        """Plan the package's folder. The one before it stays for one install more: it may be in use."""
+        """Plan the package's folder. The previous one stays until the next install: it may be in use."""
         root, files, site = self.root, self._files, self._files.site()
         former = self.before.former if self.before.site == site else self.before.site
         complete = all(holds(root, f"{site}/{path}", data) for path, data in files.files.items())
@@ -389,14 +411,8 @@ class _Installation:
         self.plan.unsaved = not self.before.says(self.plan.journal)
 
 
-def uses_umbrella(script: str) -> bool:
-    """Whether an exec script starts dbclient by `fastvsock proxy`, and so needs that launcher."""
-    lines = script.replace("\\\n", " ").splitlines()
-    return any(UMBRELLA_USED.search(line) for line in lines if not line.lstrip().startswith("#"))
-
-
 def _put_package(root: Root, files: Package) -> None:
-    """Write the package, and its compiled form for the bundle's own Python: else each start would compile it anew."""
+    """Write the package, and its compiled form for the bundle's own Python: otherwise each start would compile it."""
     bundle, site = Bundle(root), files.site()
     compiled = _compiled(bundle, files)
     for path, data in {**files.files, **compiled}.items():
@@ -422,7 +438,7 @@ def _compiled(bundle: Bundle, files: Package) -> dict[str, bytes]:
 
 
 def _new(root: Root) -> Meta:
-    """Mode and owner for a file that was not there: the owner of the folder that the bundle is, if that may be."""
+    """Mode and owner of a new file: the owner of the bundle's folder, where this process may set it."""
     status = os.stat(root.path)
     meta = Meta(0o755, status.st_uid, status.st_gid)
     return meta if may_own(meta) else replace(meta, uid=os.geteuid(), gid=os.getegid())

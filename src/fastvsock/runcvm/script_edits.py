@@ -1,6 +1,6 @@
 """The two edits to RunCVM's shell scripts, as text in and text out.
 
-`add_alias` puts a word into the list of the `for` loop of `create_aliases()`. `end_proxy` replaces the block of
+`add_aliases` puts words into the list of the `for` loop of `create_aliases()`. `end_proxy` replaces the block of
 `runcvm-ctr-exec` that starts socat on a guessed port and then dbclient on that port: by the transport, which connects
 and then becomes dbclient (``-J '&3'``: the connection is its descriptor 3), or by ``fastvsock proxy … --``, which
 listens on a port of the kernel's choice. Where dbclient may be a shell function, which no program can become, it gets
@@ -18,6 +18,7 @@ are words, blanks and operators, and nothing hides behind a quote.
 
 import re
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 BLANK = r"(?:[ \t]|\\\n)"  # what may stand between two words
@@ -42,6 +43,9 @@ FINDING = re.compile(rf"(?:fi|{SETS}{SOCAT}={VALUE}|(?:log\w*|echo){TEXT}(?:>&2)
 CLIENT = re.compile(r"[\w./${}-]*dbclient[\w}]*", re.I)
 TRANSPORT = "runcvm-vsock-connect"
 MARK = "# fastvsock:"
+# Seconds for which the transport tries again: a guest that boots, or a VMM that refuses one connection in many.
+WAIT = "10"
+UMBRELLA_USED = re.compile(r"/fastvsock[\"'}]*\s+proxy\s")
 
 
 class Unknown(Exception):
@@ -59,15 +63,15 @@ class Statement:
 
 
 @dataclass(frozen=True)
-class Proxy:
+class SocatProxy:
     """What socat is started with: the words of the transport's command, and the expression for its own port."""
 
     words: list[str]
     port: str
 
 
-def add_alias(text: str, word: str = "tar") -> str:
-    """`text` with `word` in the word list of create_aliases(); the same text where it is there already."""
+def add_aliases(text: str, added: Sequence[str]) -> str:
+    """`text` with the words `added` in the word list of create_aliases(), if they are missing there."""
     parentheses = r"[ \t]*\([ \t]*\)"
     name = rf"(?:function[ \t]+create_aliases(?:{parentheses})?|create_aliases{parentheses})"
     header = rf"^[ \t]*{name}{BLANK}*\n?[ \t]*\{{"
@@ -87,11 +91,10 @@ def add_alias(text: str, word: str = "tar") -> str:
         raise Unknown("the loop of create_aliases() has no list of words with busybox in it")
     odd = next((found.group() for found in words if not PLAIN.fullmatch(found.group())), None)
     if odd is not None:
-        raise Unknown(f"the list of create_aliases() has {odd!r} in it, which is no name of a tool")
-    if word in [found.group() for found in words]:
-        return text
+        raise Unknown(f"the list of create_aliases() has {odd!r} in it, which is not the name of a tool")
     last = words[-1].end()
-    return f"{text[:last]} {word}{text[last:]}"
+    missing = "".join(f" {word}" for word in added if word not in [found.group() for found in words])
+    return f"{text[:last]}{missing}{text[last:]}"
 
 
 def end_proxy(text: str, proxy: bool = False) -> str:
@@ -121,6 +124,12 @@ def end_proxy(text: str, proxy: bool = False) -> str:
     )
     new = "".join(item.text for item in kept) + f"{lead}{MARK} {what}\n{start}"
     return text[: block[0].start] + new + text[block[-1].end :]
+
+
+def uses_umbrella(script: str) -> bool:
+    """Whether an exec script starts dbclient by `fastvsock proxy`, and so needs that launcher."""
+    lines = script.replace("\\\n", " ").splitlines()
+    return any(UMBRELLA_USED.search(line) for line in lines if not line.lstrip().startswith("#"))
 
 
 def _statements(text: str) -> list[Statement]:
@@ -157,7 +166,7 @@ def _words(code: str) -> list[str]:
         return []
 
 
-def _socat(code: str) -> Proxy | None:
+def _socat(code: str) -> SocatProxy | None:
     """What a statement starts in the background, if that is socat between a TCP port and the transport."""
     background = re.fullmatch(r"(.*[^&|;])&\s*(?:#.*)?", code)
     words = _words(background.group(1)) if background else []
@@ -168,10 +177,10 @@ def _socat(code: str) -> Proxy | None:
     rest = [w for w in words[1:] if not re.match(r"-|TCP4?-L|EXEC:", w, re.I) and not REDIRECTION.fullmatch(w)]
     if len(ports) != 1 or len(commands) != 1 or rest or re.search(r"'[^'\"]*\$[^'\"]*'", code):
         return None
-    return Proxy(commands[0].split(), ports[0])
+    return SocatProxy(commands[0].split(), ports[0])
 
 
-def _extent(statements: list[Statement], socat: int, spec: Proxy) -> tuple[int, int]:
+def _extent(statements: list[Statement], socat: int, spec: SocatProxy) -> tuple[int, int]:
     """The numbers of the block's first statement, which sets the port, and its last, which starts dbclient."""
     ends = (i for i in range(socat + 1, len(statements)) if _is_client(statements[i].code))
     last = next(ends, None)
@@ -192,7 +201,7 @@ def _extent(statements: list[Statement], socat: int, spec: Proxy) -> tuple[int, 
     return first, last
 
 
-def _kept(block: list[Statement], spec: Proxy, others: list[Statement]) -> list[Statement]:
+def _kept(block: list[Statement], spec: SocatProxy, others: list[Statement]) -> list[Statement]:
     """The statements of the block that have nothing to do with the proxy. Raises `Unknown` for one that may have."""
     gone = _goners(block, spec)
     dropped = {id(item) for item in gone}
@@ -213,7 +222,7 @@ def _kept(block: list[Statement], spec: Proxy, others: list[Statement]) -> list[
     return kept
 
 
-def _goners(block: list[Statement], spec: Proxy) -> list[Statement]:
+def _goners(block: list[Statement], spec: SocatProxy) -> list[Statement]:
     """The statements that start, watch and end the proxy."""
     port = _variable(spec.port)
     gone, depth = [], 0
@@ -311,7 +320,7 @@ def _variable(expression: str) -> str:
     return found.group(1) if found else ""
 
 
-def _start(client: Statement, spec: Proxy, proxy: bool, statements: list[Statement]) -> str:
+def _start(client: Statement, spec: SocatProxy, proxy: bool, statements: list[Statement]) -> str:
     """The statement that starts dbclient in the new way."""
     if len(re.findall(_option(spec.port), client.text)) != 1:
         raise Unknown("dbclient has more than one -p")
@@ -321,12 +330,12 @@ def _start(client: Statement, spec: Proxy, proxy: bool, statements: list[Stateme
         if not is_program:
             raise Unknown("dbclient may be a function here, which only a shell can call")
         # The bash that runs the script, where nothing else was named: an image may have no shell of its own.
-        words = [*(before[:-1] or ["$BASH"]), _sibling(before[-1]), "proxy", uds, port, "--"]
+        words = [*(before[:-1] or ["$BASH"]), _sibling(before[-1]), "proxy", "--wait", WAIT, uds, port, "--"]
         option = "-p {port}"
     elif is_program:
-        words, option = [*before, uds, port, "--"], "-J '&3'"
+        words, option = [*before, "--wait", WAIT, uds, port, "--"], "-J '&3'"
     else:
-        command = " ".join(_quoted_again(word) for word in [*before, uds, port])
+        command = " ".join(_quoted_again(word) for word in [*before, "--wait", WAIT, uds, port])
         words, option = [], f'-J "{command}"'
     prefix = "".join(f"{_quoted(word)} " for word in words)
     text = re.sub(_option(spec.port), lambda _: option, client.text)
