@@ -118,7 +118,7 @@ DEEDS: dict[str, tuple[Callable[[Path], None], str, str, str]] = {
         "warning",
         "is unknown: no definition",
     ),
-    "the old exec": (written("scripts/runcvm-ctr-exec", exec_script("fork")), "exec", "failed", "starts socat"),
+    "the old exec": (written("scripts/runcvm-ctr-exec", exec_script("fork")), "exec", "failed", "a TCP port"),
     "another exec": (
         written("scripts/runcvm-ctr-exec", "#!/bin/bash\n"),
         "exec",

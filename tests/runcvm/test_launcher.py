@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,29 @@ case ${transport-} in
   *) exec sh -c "exec $transport" </dev/null;;
 esac
 """
+
+
+@pytest.mark.parametrize("arguments", [[], ["--proxy"]])
+def test_the_installed_exec_script_waits_for_a_guest_that_boots(
+    whole: Path, endpoint: Endpoint, tmp_path: Path, arguments: list[str]
+) -> None:
+    late = tmp_path / "v.sock"
+    script = exec_script("fork").replace('/run/firecracker.vsock 22"', f'{late} {SOURCE}"')
+    put(whole / "scripts/runcvm-ctr-exec", script, 0o755)
+    put(whole / "usr/bin/dbclient", CLIENT, 0o755)
+    installed(whole, *arguments)
+    boot = threading.Timer(0.7, late.symlink_to, [endpoint.uds])
+    boot.start()
+    result = subprocess.run(
+        ["bash", "-e", str(whole / "scripts/runcvm-ctr-exec"), *ARGUMENTS],
+        env={**os.environ, "RUNCVM_GUEST": str(whole)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=HANG,
+        check=False,
+    )
+    boot.join()
+    assert result.stdout == pattern(SOURCE_SIZE), result.stderr
 
 
 @pytest.mark.parametrize("arguments", [[], ["--proxy"]])

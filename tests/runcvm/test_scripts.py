@@ -13,7 +13,7 @@ from support.bundles import ALIASES, RECORD, SHAPES, SHELL_SCRIPTS, called, exec
 
 WAIT = "10"
 NEEDED = ("tar", "sh", "tail")
-GUEST_PORT = {"fork": "22", "continued": "22"}
+GUEST_PORT = {"fork": "22", "continued": "22", "global-proxy": "22"}
 
 
 @pytest.mark.parametrize("proxy", [False, True])
@@ -93,6 +93,7 @@ def test_nothing_of_the_proxy_is_left_and_nothing_outside_of_the_block_is_touche
 
 
 FORK = exec_script("fork")
+GLOBAL = exec_script("global-proxy")
 UNKNOWN = {
     "a loop that waits": FORK.replace("sleep 0.1\n", "until nc -z 127.0.0.1 $PROXY_PORT; do sleep 0.1; done\n"),
     "a trap that calls a function": FORK.replace("trap 'kill $PROXY_PID 2>/dev/null' EXIT", "trap cleanup EXIT"),
@@ -156,10 +157,22 @@ UNKNOWN = {
             )
         )
     },
+    "a global proxy without a branch for vsock": GLOBAL.replace("USE_VSOCK", "USE_PROXY"),
+    "a global proxy on another machine": GLOBAL.replace("root@127.0.0.1", "root@10.0.0.2"),
+    "a global proxy that is used elsewhere": GLOBAL + 'echo "$PROXY_PORT"\n',
+    "a global proxy behind more": GLOBAL.replace('  log_debug "gl', '  touch /run/started\n  log_debug "gl'),
+    "a shell that does more": exec_script("quotes-22222").replace("'exec python3", "'cd /; exec python3"),
     "no bash": FORK.replace("bin/bash -e", "bin/sh -e", 1),
     "line ends of another system": FORK.replace("\n", "\r\n"),
     "nothing": "",
 }
+
+
+@pytest.mark.parametrize(
+    ("ports", "port"), [((), "22222"), (("22",), "22"), (("22", "22222"), "22222"), (("1", "2"), "22222")]
+)
+def test_the_port_is_the_one_where_the_guest_listens(ports: tuple[str, ...], port: str) -> None:
+    assert f"/run/firecracker.vsock {port} -- " in end_proxy(exec_script("quotes-22222"), ports=ports)
 
 
 @pytest.mark.parametrize("what", UNKNOWN)

@@ -19,6 +19,11 @@ UDS = "/run/firecracker.vsock"
 COMMAND = "echo {port} {uds} \"a  b\" $HOME 'c'"
 # dropbear looks for authorized_keys in the home that passwd(5) names: a mount namespace gives it another one.
 ELSEWHERE = 'mount --bind "$1" /etc/passwd && shift && exec "$@"'
+# A transport that works: what fails without fastvsock is the way in which it is started.
+TRANSPORT = f"""#!/usr/bin/env python3
+import os, sys
+os.execv({sys.executable!r}, [{sys.executable!r}, "-m", "fastvsock.runcvm_vsock_connect", *sys.argv[1:]])
+"""
 VM_EXEC = "#!/bin/sh\nprintf '<%s>' \"$@\"; echo; cat; exit 7\n"
 
 
@@ -76,6 +81,40 @@ def execute(guest: Path, bundle: Path, data: bytes, *words: str) -> subprocess.C
 
 
 FORMS: list[list[str]] = [[], ["--proxy"]]
+VMM_PORT = "VSOCK-LISTEN:22,fork TCP:127.0.0.1:22222,retry=20,interval=0.5 &"
+
+
+@pytest.mark.parametrize("arguments", FORMS)
+def test_the_exec_script_with_quotes_that_socat_strips_never_works_before_and_works_after_install(
+    guest: Path, tmp_path: Path, arguments: list[str]
+) -> None:
+    bundle = bundle_for(guest, tmp_path / "bundle", "quotes-22222", *arguments)
+    assert runcvm("uninstall", bundle).returncode == 0
+    for program in ("socat", "python3"):
+        (bundle / "usr/bin" / program).symlink_to(needed(program))
+    # The guest listens on 22, and nothing on the 22222 that the script names.
+    (bundle / "scripts/docker").mkdir()
+    put(bundle / "scripts/docker/firecracker-init.sh", f"#!/bin/sh\nsocat {VMM_PORT}\n", 0o755)
+    put(bundle / "scripts/runcvm-vsock-connect", TRANSPORT, 0o755)
+    before = execute(guest, bundle, b"data", "true")
+    assert before.returncode == 1
+    assert b"Remote closed the connection" in before.stderr
+    assert runcvm("install", bundle, *arguments).returncode == 0
+    assert f"{guest}/v.sock 22 -- " in (bundle / "scripts/runcvm-ctr-exec").read_text()
+    after = execute(guest, bundle, b"data", "true")
+    assert (after.returncode, after.stdout.partition(b"\n")[2]) == (7, b"data"), after.stderr
+
+
+@pytest.mark.parametrize("arguments", FORMS)
+def test_the_exec_script_of_the_global_proxy_needs_none_after_install(
+    guest: Path, tmp_path: Path, arguments: list[str]
+) -> None:
+    bundle = bundle_for(guest, tmp_path / "bundle", "global-proxy", *arguments)
+    script = bundle / "scripts/runcvm-ctr-exec"
+    assert "/run/firecracker.vsock 22 -- " in script.read_text()
+    script.write_text(script.read_text().replace(UDS, f"{guest}/v.sock"))
+    result = execute(guest, bundle, b"data", "true")
+    assert (result.returncode, result.stdout.partition(b"\n")[2]) == (7, b"data"), result.stderr
 
 
 @pytest.mark.parametrize("shape", ["fork", "bash-22222"])

@@ -261,7 +261,7 @@ class _Installation:
         self._wanted: dict[str, File | str] = {}
         self._files = self._fitting(files)
         self._edit(DEFAULTS, lambda text: script_edits.add_aliases(text, APPLETS))
-        self._edit(EXEC, lambda text: script_edits.end_proxy(text, proxy))
+        self._edit(EXEC, lambda text: script_edits.end_proxy(text, proxy, self._guest_ports()))
         self._python()
         self._launch(CONNECT)
         script = self._wanted.get(root.real(EXEC))
@@ -315,6 +315,15 @@ class _Installation:
         now = self.root.content(path)
         if now is not None and self.before.is_ours(path, now):
             self._wanted[path] = now
+
+    def _guest_ports(self) -> set[str]:
+        """Where the guest listens, by what the bundle's scripts start in it."""
+        texts = []
+        for path in self.root.files("scripts"):
+            with suppress(BundleError):  # a link out of the bundle, or not a file
+                content = self.root.read(path)
+                texts += [_text(content.data)] if content else []
+        return script_edits.guest_ports(texts)
 
     def _syntax_error(self, data: bytes) -> str:
         """What `bash -n` finds wrong in a script; empty if nothing."""

@@ -18,7 +18,7 @@ are words, blanks and operators, and nothing hides behind a quote.
 
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 BLANK = r"(?:[ \t]|\\\n)"  # what may stand between two words
@@ -42,9 +42,15 @@ CONDITION = re.compile(
 FINDING = re.compile(rf"(?:fi|{SETS}{SOCAT}={VALUE}|(?:log\w*|echo){TEXT}(?:>&2)?|exit\s+\d+|:)?")
 CLIENT = re.compile(r"[\w./${}-]*dbclient[\w}]*", re.I)
 TRANSPORT = "runcvm-vsock-connect"
+LOCAL = re.compile(r"@(?:127\.0\.0\.1|localhost)\b")
 MARK = "# fastvsock:"
 # Seconds for which the transport tries again: a guest that boots, or a VMM that refuses one connection in many.
 WAIT = "10"
+# The shell in socat's EXEC address, in quotes that socat takes away before it starts the shell: it cannot work so.
+QUOTED_SHELL = re.compile(r"(?:\S*/)?(?:ba|a)?sh -c (['\"])(?:exec )?([^'\"]*)\1")
+UDS = "/run/firecracker.vsock"
+GUEST_PORT = "22"  # of AF_VSOCK, where RunCVM's /init listens: scripts/docker/firecracker-init.sh
+LISTENING = re.compile(r"VSOCK-LISTEN:(\d+)", re.I)
 UMBRELLA_USED = re.compile(r"/fastvsock[\"'}]*\s+proxy\s")
 
 
@@ -68,6 +74,11 @@ class SocatProxy:
 
     words: list[str]
     port: str
+
+
+def guest_ports(scripts: Iterable[str]) -> set[str]:
+    """The ports of AF_VSOCK where the guest listens, as the scripts that are run in it have them."""
+    return {match for text in scripts for match in LISTENING.findall(text)}
 
 
 def add_aliases(text: str, added: Sequence[str]) -> str:
@@ -97,10 +108,11 @@ def add_aliases(text: str, added: Sequence[str]) -> str:
     return f"{text[:last]}{missing}{text[last:]}"
 
 
-def end_proxy(text: str, proxy: bool = False) -> str:
-    """`text` with its proxy block replaced, in the form of `proxy` or without a port; the same text where it has none.
+def end_proxy(text: str, proxy: bool = False, ports: Collection[str] = ()) -> str:
+    """`text` with its proxy block replaced, in the form of `proxy` or without a port; the same text if it has none.
 
-    Raises `Unknown` where dbclient is started in a way that is not known.
+    `ports` is where the guest listens, as far as that is known: another port in the script is replaced by that one.
+    Raises `Unknown` if dbclient is started in a way that is not known.
     """
     if not re.match(r"#![^\n]*\bbash\b", text):
         raise Unknown("it does not begin with '#!…bash'")
@@ -110,6 +122,8 @@ def end_proxy(text: str, proxy: bool = False) -> str:
     found = [(index, spec) for index, item in enumerate(statements) if (spec := _socat(item.code))]
     if not found and _is_done(statements):
         return text
+    if not found:
+        found = _global_proxy(statements)
     if len(found) != 1:
         raise Unknown(f"{len(found) or 'no'} socat that listens and runs {TRANSPORT} in the background")
     index, spec = found[0]
@@ -118,7 +132,7 @@ def end_proxy(text: str, proxy: bool = False) -> str:
     kept = _kept(block, spec, statements[:first] + statements[last + 1 :])
     indent = re.match(r"[ \t]*", block[-1].text)
     lead = indent.group() if indent else ""
-    start = _start(block[-1], spec, proxy, statements)
+    start = _start(block[-1], spec, proxy, statements, ports)
     what = (
         "a port of the kernel's choice, for this command alone" if proxy else "no port: dbclient has its own connection"
     )
@@ -166,6 +180,31 @@ def _words(code: str) -> list[str]:
         return []
 
 
+def _global_proxy(statements: list[Statement]) -> list[tuple[int, SocatProxy]]:
+    """The statement that names the port of the one proxy for all, which the launcher has started.
+
+    What such a script lacks is the transport. It is taken for one only behind a condition on USE_VSOCK.
+    """
+    if any("socat" in item.code.lower() for item in statements if not item.code.startswith("#")):
+        return []
+    found = []
+    branches: list[bool] = []  # of each `if` that is open: whether this is its branch for vsock
+    for index, item in enumerate(statements):
+        if re.match(r"if\s", item.code):
+            branches.append("USE_VSOCK" in item.code)
+        elif branches and re.match(r"(?:else|elif)\b", item.code):
+            branches[-1] = False
+        elif branches and re.match(r"fi\b", item.code):
+            branches.pop()
+        setting = re.fullmatch(rf"{SETS}({NAME})=([\"']?)\d+\2", item.code)
+        if setting and any(branches):
+            port = f"${setting.group(1)}"
+            client = next((later for later in statements[index + 1 :] if _is_client(later.code)), None)
+            if client and re.search(_option(port), client.text) and LOCAL.search(client.code):
+                found.append((index, SocatProxy([f"$RUNCVM_GUEST/scripts/{TRANSPORT}", UDS, GUEST_PORT], port)))
+    return found
+
+
 def _socat(code: str) -> SocatProxy | None:
     """What a statement starts in the background, if that is socat between a TCP port and the transport."""
     background = re.fullmatch(r"(.*[^&|;])&\s*(?:#.*)?", code)
@@ -175,9 +214,11 @@ def _socat(code: str) -> SocatProxy | None:
     ports = [m.group(1) for word in words if (m := re.match(r"TCP4?(?:-LISTEN|-L):([^,]+)", word, re.I))]
     commands = [word[5:] for word in words if word.upper().startswith("EXEC:")]
     rest = [w for w in words[1:] if not re.match(r"-|TCP4?-L|EXEC:", w, re.I) and not REDIRECTION.fullmatch(w)]
-    if len(ports) != 1 or len(commands) != 1 or rest or re.search(r"'[^'\"]*\$[^'\"]*'", code):
+    unquoted = re.sub(r'"(?:[^"\\]|\\.)*"', "", code)
+    if len(ports) != 1 or len(commands) != 1 or rest or re.search(r"'[^']*\$[^']*'", unquoted):
         return None
-    return SocatProxy(commands[0].split(), ports[0])
+    shell = QUOTED_SHELL.fullmatch(commands[0])
+    return SocatProxy((shell.group(2) if shell else commands[0]).split(), ports[0])
 
 
 def _extent(statements: list[Statement], socat: int, spec: SocatProxy) -> tuple[int, int]:
@@ -185,17 +226,17 @@ def _extent(statements: list[Statement], socat: int, spec: SocatProxy) -> tuple[
     ends = (i for i in range(socat + 1, len(statements)) if _is_client(statements[i].code))
     last = next(ends, None)
     if last is None or not re.search(_option(spec.port), statements[last].text):
-        raise Unknown(f"no dbclient with -p {spec.port} behind socat")
+        raise Unknown(f"no dbclient with -p {spec.port} after the proxy")
     first = socat
     name = _variable(spec.port)
-    for index in range(socat - 1, -1, -1):
+    for index in range(socat, -1, -1):
         code = statements[index].code
         if name and re.match(rf"{SETS}{name}=", code):
             first = index
             break
     else:
         if name:
-            raise Unknown(f"nothing sets ${name} before socat")
+            raise Unknown(f"nothing sets ${name} before the proxy")
     while first and re.fullmatch(rf"{SETS}\w*(?i:socat)\w*=\S+", statements[first - 1].code):
         first -= 1
     return first, last
@@ -320,11 +361,15 @@ def _variable(expression: str) -> str:
     return found.group(1) if found else ""
 
 
-def _start(client: Statement, spec: SocatProxy, proxy: bool, statements: list[Statement]) -> str:
+def _start(
+    client: Statement, spec: SocatProxy, proxy: bool, statements: list[Statement], ports: Collection[str]
+) -> str:
     """The statement that starts dbclient in the new way."""
     if len(re.findall(_option(spec.port), client.text)) != 1:
         raise Unknown("dbclient has more than one -p")
     before, uds, port = _transport(spec.words, statements)
+    if len(ports) == 1 and port not in ports:  # nothing listens on the script's own port
+        port = next(iter(ports))
     is_program = re.match(r"exec\s|\S*[/$]", client.code)
     if proxy:
         if not is_program:
