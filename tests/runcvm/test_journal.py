@@ -11,7 +11,7 @@ from support.bundles import put, runcvm, snapshot
 from support.installing import JOURNALS, LAUNCHER, installed, launched
 
 
-def test_a_damaged_backup_is_told_and_nothing_is_restored_from_it(bundle: Path) -> None:
+def test_a_damaged_backup_is_reported_and_nothing_is_restored_from_it(bundle: Path) -> None:
     installed(bundle)
     for backup in (bundle / ".fastvsock/backup").iterdir():
         backup.write_bytes(backup.read_bytes()[:-1])
@@ -35,14 +35,14 @@ BAD_JOURNALS = [
 
 
 @pytest.mark.parametrize("journal", BAD_JOURNALS)
-def test_a_journal_that_cannot_be_understood_stops_everything(bundle: Path, journal: str) -> None:
+def test_a_journal_that_cannot_be_parsed_stops_everything(bundle: Path, journal: str) -> None:
     installed(bundle)
     put(bundle / ".fastvsock/manifest.json", journal, 0o644)
     before = snapshot(bundle)
     for command in ("install", "uninstall"):
         result = runcvm(command, bundle)
         assert result.returncode == 1
-        assert "cannot be understood" in result.stderr
+        assert "cannot be parsed" in result.stderr
         assert "originals are in .fastvsock/backup" in result.stderr
     assert snapshot(bundle) == before
 
@@ -71,8 +71,10 @@ def test_without_any_journal_nothing_that_exec_needs_is_removed(bundle: Path, lo
     for arguments in ([], ["--dry-run"], ["--force"]):
         result = runcvm("uninstall", bundle, *arguments)
         assert result.returncode == 1
-        assert f"{LAUNCHER} is fastvsock's, but its original is not known any more" in result.stderr
-        where = "in .fastvsock/backup" if lost == "both journals" else "RunCVM's image"
+        assert f"{LAUNCHER} was installed by fastvsock and its original is lost: restore it from" in result.stderr
+        where = (
+            "from .fastvsock/backup, where it is named by its SHA-256" if lost == "both journals" else "RunCVM's image"
+        )
         assert where in result.stderr
         assert snapshot(bundle) == before
     assert launched(bundle, "--version").startswith("runcvm-vsock-connect ")

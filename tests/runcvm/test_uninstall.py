@@ -54,7 +54,7 @@ def test_our_own_files_never_become_originals(bundle: Path, wheel: Path, argumen
         installed(bundle, *arguments, *files)
         refused = runcvm("uninstall", bundle)
         assert refused.returncode == 1
-        assert f"{LAUNCHER} is fastvsock's" in refused.stderr
+        assert f"{LAUNCHER} was installed by fastvsock and its original is lost" in refused.stderr
         assert launched(bundle, "--version").startswith("runcvm-vsock-connect ")
     kept = snapshot(bundle / ".fastvsock/backup")
     assert backups.items() - kept.items() == {("manifest.json", backups["manifest.json"])}
@@ -65,7 +65,7 @@ def test_our_own_files_never_become_originals(bundle: Path, wheel: Path, argumen
     assert not (bundle / "lib/fastvsock").exists()
 
 
-def test_a_launcher_that_was_edited_is_replaced_and_is_no_original(bundle: Path) -> None:
+def test_a_launcher_that_was_edited_is_replaced_and_does_not_become_the_original(bundle: Path) -> None:
     before = snapshot(bundle)
     installed(bundle)
     put(bundle / LAUNCHER, (bundle / LAUNCHER).read_text() + "# mine\n", 0o755)
@@ -75,7 +75,7 @@ def test_a_launcher_that_was_edited_is_replaced_and_is_no_original(bundle: Path)
     assert snapshot(bundle) == before
 
 
-def test_what_others_put_beside_our_files_is_left_and_told(bundle: Path) -> None:
+def test_what_others_put_beside_our_files_is_left_and_reported(bundle: Path) -> None:
     installed(bundle)
     site = next((bundle / "lib/fastvsock").iterdir()).relative_to(bundle)
     theirs = ["lib/fastvsock/mine/notes", f"{site}/fastvsock/notes.txt", ".fastvsock/notes", ".fastvsock/backup/a.tar"]

@@ -1,7 +1,8 @@
-"""What RunCVM needs: fastvsock installed into a bundle, and the bundle checked.
+"""RunCVM's integration: installs fastvsock into a bundle, and diagnoses a bundle.
 
-A bundle is a folder tree, `/opt/runcvm` on the node and `/.runcvm/guest` in containers and guests: `root` touches its
-files, `bundle` knows what is in it and runs its tools, `package` makes what is put there, `scripts` edits its shell
-scripts, `journal` knows what was there before, `install` brings these together. `check` looks for what goes wrong in
-practice, `manifest` prints the Kubernetes objects that install on every node.
+A bundle is a folder tree, `/opt/runcvm` on the node and `/.runcvm/guest` in containers and guests. `bundle_files` reads
+and writes its files, `bundle` finds out what it holds by running its programs, `payload` makes the files that are put
+there, `script_edits` edits its shell scripts, `journal` keeps the originals, and `install` combines these. `watch`
+installs again after an upgrade of RunCVM, `check` finds common problems, and `manifest` prints the Kubernetes DaemonSet
+that installs on every node. README.md describes all of it for users.
 """

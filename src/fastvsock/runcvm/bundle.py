@@ -1,7 +1,7 @@
-"""What a bundle has: its dynamic linker, busybox' applets, a Python, a bash; found out by running them.
+"""Finds out what a bundle holds by running it: its dynamic linker, busybox' applets, a Python, a bash.
 
-The programs are dynamic, and the ELF interpreter that is written into them is there only where the bundle is mounted
-as RunCVM mounts it. So they are run as RunCVM's own aliases run them: by `lib/ld PROGRAM`.
+The programs are dynamic, and the ELF interpreter that is written into them exists only where the bundle is mounted as
+RunCVM mounts it. So they are run as RunCVM's own aliases run them: by `lib/ld PROGRAM`.
 """
 
 import os
@@ -23,18 +23,18 @@ DEFAULTS = "scripts/runcvm-ctr-defaults"
 EXEC = "scripts/runcvm-ctr-exec"
 LINKER = "lib/ld"
 FOLDERS = ("usr/sbin", "usr/bin", "sbin", "bin")  # in the order of RUNCVM_PATH in runcvm-ctr-defaults
-SECONDS = 5.0  # for a program to answer: what is asked of it is done in a fraction of one
+SECONDS = 5.0  # for a program to answer, which takes a fraction of one
 PYTHON = "import sys; sys.exit(None if sys.version_info >= (3, 11) else 'is Python %d.%d' % sys.version_info[:2])"
 ADD_PYTHON = (
     "in a container without python3 3.11 or newer every exec and cp will fail: add python3 to RunCVM's bundle "
     "(BUNDELF_BINARIES in its Dockerfile)"
 )
-APPLETS = 64  # a busybox with fewer names in it than this was not understood
+APPLETS = 64  # with fewer names than this, the list in a busybox was not found
 
 
 @dataclass(frozen=True)
 class Ran:
-    """What a program printed, and how it ended: its exit status, or why it has none."""
+    """What a program printed, and its exit status, or why it has none."""
 
     out: str
     err: str
@@ -44,7 +44,7 @@ class Ran:
 
     @property
     def wrong(self) -> str:
-        """What is wrong with it, in few words; empty where it ended well."""
+        """What went wrong, in few words; empty for exit status 0."""
         if self.why or not self.status:
             return self.why
         last = self.err.strip().rpartition("\n")[2]
@@ -52,15 +52,15 @@ class Ran:
 
 
 class Bundle:
-    """A look at the bundle at `root`. What is found out once is kept: nothing here changes it."""
+    """The programs of the bundle at `root`. Results are cached, since nothing here changes the bundle."""
 
     def __init__(self, root: Root) -> None:
         self.root = root
 
     def find(self, program: str) -> str:
-        """The path of a program in the bundle, as its scripts would find it; empty where it is not there.
+        """The path of a program in the bundle, as its scripts would find it; empty if it does not exist.
 
-        A link that leads nowhere is nothing to them. One that leads out of the bundle may be something.
+        A link that leads nowhere counts as missing; one that leads out of the bundle counts as there.
         """
         return next((path for folder in FOLDERS if self._is_there(path := f"{folder}/{program}")), "")
 
@@ -74,12 +74,12 @@ class Bundle:
 
     @cached_property
     def has_linker(self) -> bool:
-        """Whether there is a `lib/ld` that may be executed."""
+        """Whether there is an executable `lib/ld`."""
         return bool(self.root.kind(LINKER)) and os.access(self.root.full(LINKER), os.X_OK)
 
     @cached_property
     def build(self) -> Build | None:
-        """What the bundle is built for, told by its dynamic linker's name and content."""
+        """What the bundle is built for, by its dynamic linker's name and content."""
         file = self.root.read(LINKER)
         build = build_of(file.data) if file else None
         if build is None:
@@ -90,7 +90,7 @@ class Bundle:
 
     @cached_property
     def foreign(self) -> str:
-        """The machine that the bundle is built for, where it cannot be run here (qemu's binfmt can); else empty."""
+        """The machine that the bundle is built for, if it cannot be run here (qemu's binfmt can); else empty."""
         here = build_of(Path(sys.executable).read_bytes())
         if self.build is None or here is None or self.build.machine == here.machine:
             return ""
@@ -99,29 +99,29 @@ class Bundle:
     def command(self, path: str, *arguments: str) -> list[str]:
         """The command line that runs the bundle's program at `path` here."""
         linker = [self.root.full(LINKER)] if self.has_linker else []
-        # The links are followed here, since one by a mount point of the bundle leads elsewhere for the kernel.
+        # Links are resolved here, since the kernel resolves one by a mount point of the bundle to another place.
         real, name = self.root.full(path), os.path.basename(path)
         applet = [name] if os.path.basename(real) == "busybox" != name else []
         return [*linker, real, *applet, *arguments]
 
     def run(self, path: str, *arguments: str, data: bytes = b"", seconds: float | None = None) -> Ran:
-        """Run a program of the bundle. One that a link leads to outside of it is not run: `BundleError`."""
+        """Run a program of the bundle. Raises `BundleError` if a link leads out of it."""
         command = self.command(path, *arguments)
         return run(command, data) if seconds is None else run(command, data, seconds)
 
     @property
     def python(self) -> str:
-        """The path of a Python in the bundle that is new enough; empty where there is none."""
+        """The path of a Python in the bundle that is new enough; empty if there is none."""
         return self._python[0]
 
     @property
     def no_python(self) -> str:
-        """Why there is none."""
+        """Why `python` is empty."""
         return self._python[1]
 
     @property
     def late_python(self) -> bool:
-        """Whether there is one, but it did not answer in time."""
+        """Whether there is a Python that did not answer in time."""
         return self._python[2]
 
     @cached_property
@@ -139,17 +139,17 @@ class Bundle:
         return ("", f"{found}: {ran.wrong}", ran.late) if ran.wrong else (found, "", False)
 
     def _untried_python(self, path: str) -> str:
-        """What is wrong with the Python of a bundle for another machine, as far as its file tells."""
+        """What is wrong with the Python of a bundle for another machine, as far as the file shows."""
         file = self.root.read(path)
         build = build_of(file.data) if file else None
         version = re.fullmatch(r"python3\.(\d+)", os.path.basename(self.root.real(path)))
         if build is None or build.machine != self.foreign:
-            return f"{path}: is no program for {self.foreign}"
+            return f"{path}: is not a program for {self.foreign}"
         return f"{path}: is Python 3.{version[1]}" if version and int(version[1]) < 11 else ""
 
     @cached_property
     def applets(self) -> tuple[set[str] | None, str]:
-        """busybox' applets and an empty text; or None, and why they cannot be told."""
+        """busybox' applets and an empty text; or None and the reason why they are unknown."""
         busybox = self.root.read("bin/busybox")
         if busybox is None:
             return None, "bin/busybox is not there"
@@ -164,7 +164,7 @@ class Bundle:
 
     @cached_property
     def bash(self) -> list[str]:
-        """The command line of a bash, the bundle's or this machine's; empty where there is none."""
+        """The command line of a bash, the bundle's or this machine's; empty if there is none."""
         found = self.find("bash")
         try:
             if found and not self.run(found, "-c", "exit 0").wrong:
@@ -176,7 +176,7 @@ class Bundle:
 
 
 def run(command: Sequence[str], data: bytes = b"", seconds: float | None = None) -> Ran:
-    """Run a command with `data` as its input, and end it with all its children where it takes more than `seconds`."""
+    """Run a command with `data` as its input; kill it with all its children after `seconds`."""
     limit = SECONDS if seconds is None else seconds
     pipe = subprocess.PIPE
     try:
@@ -195,7 +195,7 @@ def run(command: Sequence[str], data: bytes = b"", seconds: float | None = None)
 
 
 def _names_in(data: bytes) -> set[str]:
-    """The applets of a busybox that cannot be run: they lie in it as one sorted row of NUL-ended names."""
+    """The applets of a busybox that cannot be run: it holds them as one sorted sequence of NUL-ended names."""
     at = data.find(b"\0ash\0")
     start = data.rfind(b"\0\0", 0, at) + 2
     end = data.find(b"\0\0", at)

@@ -1,13 +1,13 @@
-"""The files of a bundle, by paths relative to its root, and never a file outside of it.
+"""Reads and writes the files of a bundle, by paths relative to its root, and never a file outside of it.
 
 A path is resolved here and not by the kernel: each name is opened relative to the folder before it, with O_NOFOLLOW,
 and a symbolic link is read and followed only while it stays inside the root (openat2(2) has RESOLVE_BENEATH for that,
-which Python's `os` does not offer). Absolute links lead out, but for those by a place where RunCVM shows the bundle:
-they stay in this one. The same walk serves each access anew, so a link that is put there between two of them is met
-with O_NOFOLLOW as well.
+which Python's `os` does not offer). An absolute link leads out, unless it begins with a path where RunCVM mounts the
+bundle: then it is followed inside this one. Each access walks the path again, so a link that appears between two
+accesses is stopped by O_NOFOLLOW as well.
 
-Every change is one rename(2) of a finished and synced file, so whoever looks, or whatever is killed, finds the old
-file or the new one.
+Every change is one rename(2) of a finished and synced file, so a reader, and a run after a kill, finds the old file or
+the new one.
 """
 
 import errno
@@ -21,10 +21,10 @@ from types import TracebackType
 
 from ..errors import BundleError, CircleError
 
-HOPS = 40  # symbolic links on the way of one path, as in the kernel: path_resolution(7)
+HOPS = 40  # symbolic links in the resolution of one path, as in the kernel: path_resolution(7)
 MOUNTS = ("/.runcvm/guest/", "/opt/runcvm/")  # in containers and guests, and on the node
 FOLDER = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-MAX_FILE = 1 << 26  # bytes; no file that is edited or compared comes near
+MAX_FILE = 1 << 26  # bytes; far more than any file that is edited or compared
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Meta:
 
 @dataclass(frozen=True)
 class File:
-    """A regular file as it was read."""
+    """The content, mode and owner of a regular file."""
 
     data: bytes
     meta: Meta
@@ -70,7 +70,7 @@ class Root:
         flock(2) on anything that others can open would let any user of the machine hold the lock.
         """
         self.make_folder(os.path.dirname(path))
-        with self._telling(path, "opened"), self._at(path) as (folder, name):
+        with self._explaining(path, "opened"), self._at(path) as (folder, name):
             fd = self._open_lock(folder, name)
             # The file may have been removed by its last holder after it was opened here: that one is not the lock.
             while fd is not None and not self._is_at(folder, name, fd):
@@ -130,7 +130,7 @@ class Root:
                 continue
             hops += 1
             if hops > HOPS:
-                raise CircleError(f"{self.path}: {path} goes round in a circle: {'/'.join([*done, name])} -> {target}")
+                raise CircleError(f"{self.path}: {path} is a circle of links: {'/'.join([*done, name])} -> {target}")
             mount = next((mount for mount in MOUNTS if target.startswith(mount)), "")
             if mount:
                 done, target = [], target.removeprefix(mount)
@@ -143,16 +143,16 @@ class Root:
         return "/".join(done)
 
     def place(self, path: str) -> str:
-        """As `real`, but the last name is left as it is: a link there is itself what is meant."""
+        """As `real`, but a link at the last name is not followed: the link itself is meant."""
         folder, _, name = path.rpartition("/")
         return f"{self.real(folder)}/{name}".lstrip("/")
 
     def full(self, path: str) -> str:
-        """The absolute path of a file inside, to run it or to show it. Raises `BundleError` for one that is not."""
+        """The absolute path of a file, to run or show it. Raises `BundleError` if it is outside of the bundle."""
         return f"{self.path}/{self.real(path)}"
 
     def kind(self, path: str) -> str:
-        """What is at `path`, itself and not what it links to: ``file``, ``folder``, ``link``, ``other``, or empty."""
+        """What `path` is, a link not being followed: ``file``, ``folder``, ``link``, ``other``, or empty."""
         try:
             with self._at(path) as (folder, name):
                 mode = os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode
@@ -167,11 +167,11 @@ class Root:
             return os.readlink(name, dir_fd=folder)
 
     def read(self, path: str) -> File | None:
-        """The regular file at `path`, or None where nothing is. Raises `BundleError` for anything else."""
+        """The regular file at `path`; None if nothing is there. Raises `BundleError` for anything else."""
         real = self.real(path)
         try:
             with self._parent(real) as (folder, name):
-                # O_NONBLOCK: a FIFO in a file's place must not hold us up.
+                # O_NONBLOCK: a FIFO in a file's place must not block the process.
                 fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
         except (FileNotFoundError, NotADirectoryError):
             return None
@@ -180,7 +180,7 @@ class Root:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_FILE:
             os.close(fd)
-            raise BundleError(f"{self.path}/{path}: is not the regular file that should be there")
+            raise BundleError(f"{self.path}/{path}: expected a regular file")
         with open(fd, "rb") as file:
             return File(file.read(), Meta(stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid))
 
@@ -192,7 +192,7 @@ class Root:
         return self.read(path) if kind else None
 
     def names(self, path: str) -> list[str]:
-        """The names in the folder `path`, sorted; none where it is not there."""
+        """The names in the folder `path`, sorted; none if it does not exist."""
         try:
             with self._folder(self.real(path)) as folder:
                 return sorted(os.listdir(folder))
@@ -201,7 +201,7 @@ class Root:
 
     def write(self, path: str, data: bytes, meta: Meta, last_look: Callable[[], None] | None = None) -> None:
         """Put a file at `path`, in one step. `last_look` is called right before it, and may raise to prevent it."""
-        with self._telling(path, "written"), self._at(path) as (folder, name):
+        with self._explaining(path, "written"), self._at(path) as (folder, name):
             spare = _spare(name)
             self._unlink(folder, spare)
             try:
@@ -230,12 +230,12 @@ class Root:
             os.fsync(fd)
 
     def no_owner(self, path: str, meta: Meta) -> str:
-        """What is to be said where a file cannot be given to the owner that it had."""
+        """The sentence for a file whose owner cannot be set."""
         return f"{self.path}/{path}: its owner {meta.uid}:{meta.gid} cannot be kept without CAP_CHOWN"
 
     def link(self, path: str, target: str, last_look: Callable[[], None] | None = None) -> None:
         """Put a symbolic link at `path`, in one step; `last_look` as for `write`."""
-        with self._telling(path, "made"), self._at(path) as (folder, name):
+        with self._explaining(path, "made"), self._at(path) as (folder, name):
             self._unlink(folder, _spare(name))
             if last_look:
                 last_look()
@@ -248,20 +248,20 @@ class Root:
         self.remove(f"{folder}{slash}{_spare(name)}")
 
     def remove(self, path: str, last_look: Callable[[], None] | None = None) -> None:
-        """Remove the file or link at `path`, where one is; `last_look` as for `write`."""
+        """Remove the file or link at `path`, if there is one; `last_look` as for `write`."""
         nothing = suppress(FileNotFoundError, NotADirectoryError)
-        with self._telling(path, "removed"), nothing, self._at(path) as (folder, name):
+        with self._explaining(path, "removed"), nothing, self._at(path) as (folder, name):
             if last_look:
                 last_look()
             self._unlink(folder, name)
             os.fsync(folder)
 
     def make_folder(self, path: str) -> None:
-        """Make the folder `path`, and those above it that are not there."""
+        """Make the folder `path`, and the missing ones above it."""
         parts = path.split("/")
         for count in range(1, len(parts) + 1):
             step = "/".join(parts[:count])
-            with self._telling(step, "made"), self._at(step) as (folder, name):
+            with self._explaining(step, "made"), self._at(step) as (folder, name):
                 try:
                     os.mkdir(name, 0o755, dir_fd=folder)
                 except FileExistsError:
@@ -270,7 +270,7 @@ class Root:
                 os.fsync(folder)
 
     def files(self, path: str) -> Iterator[str]:
-        """What is at and below `path` and is no folder. No link is followed."""
+        """Everything at and below `path` that is not a folder. No link is followed."""
         kind = self.kind(path)
         if kind == "folder":
             for name in self.names(path):
@@ -279,14 +279,14 @@ class Root:
             yield path
 
     def remove_tree(self, path: str, but: Collection[str] = ()) -> None:
-        """Remove the folder `path` with all that is in it `but` for these, or the file or link there."""
+        """Remove the folder `path` with its content, except for the paths in `but`; or the file or link there."""
         if path in but:
             return
         if self.kind(path) != "folder":
             return self.remove(path)
         for name in self.names(path):
             self.remove_tree(f"{path}/{name}", but)
-        with self._telling(path, "removed"), self._at(path) as (folder, name):
+        with self._explaining(path, "removed"), self._at(path) as (folder, name):
             try:
                 os.rmdir(name, dir_fd=folder)
             except OSError as error:
@@ -294,14 +294,14 @@ class Root:
                     raise
 
     def _link(self, path: str) -> str | None:
-        """The target of the link at `path`, a path without links but for its last name; None for anything else."""
+        """The target of the link at `path`, whose folders are not links; None for anything else."""
         try:
             with self._parent(path) as (folder, name):
                 return os.readlink(name, dir_fd=folder)
         except OSError as error:
             if error.errno in (errno.EINVAL, errno.ENOENT, errno.ENOTDIR):
                 return None
-            raise BundleError(f"{self.path}/{path}: cannot be looked at: {error.strerror}") from None
+            raise BundleError(f"{self.path}/{path}: cannot be examined: {error.strerror}") from None
 
     @contextmanager
     def _folder(self, path: str) -> Iterator[int]:
@@ -310,7 +310,7 @@ class Root:
         try:
             for name in path.split("/") if path else []:
                 if name in ("", ".", ".."):
-                    raise BundleError(f"{self.path}: {path} is no path inside the bundle")
+                    raise BundleError(f"{self.path}: {path} is not a path inside the bundle")
                 inner = os.open(name, FOLDER, dir_fd=fd)
                 os.close(fd)
                 fd = inner
@@ -319,7 +319,7 @@ class Root:
             os.close(fd)
 
     def _at(self, path: str) -> AbstractContextManager[tuple[int, str]]:
-        """The folder that `path` is in, opened, and its last name, of which a link is not followed."""
+        """The opened folder of `path`, and its last name; a link there is not followed."""
         return self._parent(self.place(path))
 
     @contextmanager
@@ -329,8 +329,8 @@ class Root:
             yield fd, name
 
     @contextmanager
-    def _telling(self, path: str, what: str) -> Iterator[None]:
-        """What the system refuses, as a sentence with the path."""
+    def _explaining(self, path: str, what: str) -> Iterator[None]:
+        """Raise the errors of the system as `BundleError`, with the path."""
         try:
             yield
         except OSError as error:
@@ -345,7 +345,7 @@ class Root:
 
 
 def may_own(meta: Meta) -> bool:
-    """Whether this process may give a file to that owner: tried on one in memory."""
+    """Whether this process may set that owner, tried on a file in memory."""
     if (meta.uid, meta.gid) == (os.geteuid(), os.getegid()):
         return True
     fd = os.memfd_create("owner")
@@ -359,7 +359,7 @@ def may_own(meta: Meta) -> bool:
 
 
 def _spare(name: str) -> str:
-    """Where a file is made before it takes its place. One name, so that what a kill leaves is used up by the next."""
+    """The name under which a file is made before it is renamed. Always the same, so the next run replaces leftovers."""
     return f".{name}.fastvsock-new"
 
 

@@ -105,7 +105,12 @@ def _exec(bundle: Bundle) -> Finding:
         return Finding("exec", WARNING, f"the shape of {EXEC} is unknown: {error}", advice)
     if done:
         return Finding("exec", OK, f"{EXEC} gives each dbclient a transport of its own")
-    return Finding("exec", FAILED, f"{EXEC} reaches the guest through a TCP port that others can take: exec and cp break each other", INSTALL)
+    return Finding(
+        "exec",
+        FAILED,
+        f"{EXEC} reaches the guest through a TCP port that others can take: exec and cp break each other",
+        INSTALL,
+    )
 
 
 def _script(bundle: Bundle, path: str) -> str:

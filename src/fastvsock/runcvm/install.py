@@ -7,8 +7,8 @@ records what will be changed; the package is written into a folder of its own, n
 each file that uses it replaced, in one step. A kill in between leaves each file either old or new; both work, and the
 journal knows both.
 
-Right before each replacement the installer looks again: a file that is no longer what the plan was made for, as during
-an upgrade of RunCVM, is left alone, and the installation ends there with a sentence.
+Right before each replacement the installer looks again: a file that differs from the plan's starting point, as
+during an upgrade of RunCVM, is left alone, and the installation stops with an error.
 
 What cannot be done is left undone and reported; the rest is still done.
 """
@@ -233,7 +233,7 @@ def _carry_out(root: Root, plan: ChangeSet, done: set[str]) -> None:
 
 
 def _carry_out_one(root: Root, change: Change) -> None:
-    """Make one change, unless what the plan was made for is no longer there, as when RunCVM is upgraded meanwhile."""
+    """Make one change. Raises `ChangedError` if the path differs from the plan's starting point."""
     path, after = change.path, change.after
 
     def look_again() -> None:
@@ -329,7 +329,7 @@ class _Installation:
         """What `bash -n` finds wrong in a script; empty if nothing."""
         bash = self.bundle.bash
         if not bash:
-            return "there is no bash, neither here nor in the bundle, to check the edited script with"
+            return "no bash was found, here or in the bundle, to check the edited script"
         ran = run([*bash, "-n"], data)
         said = "; ".join(ran.err.split("\n")).strip("; ")
         return f"bash -n fails on the edited script ({said or ran.wrong})" if ran.wrong else ""
@@ -417,7 +417,7 @@ class _Installation:
         _clear(root, self.plan, others)
         self.plan.journal |= {"site": site, "former": former}
         _check_owners(root, self.plan)
-        self.plan.unsaved = not self.before.says(self.plan.journal)
+        self.plan.unsaved = not self.before.has_content(self.plan.journal)
 
 
 def _put_package(root: Root, files: Package) -> None:

@@ -1,8 +1,8 @@
-"""What earlier installs did to a bundle: for each path what was there first, and what may be there of ours.
+"""Records what earlier installs did to a bundle: for each path the original, and the content of ours that may be there.
 
-The journal is there twice, once beside the backups, since those are worth nothing without it: they are named by their
-content. Whoever loses both still keeps what works: a file of fastvsock's is known by its own text, never becomes the
-original of anything, and is never taken away where nobody knows what to put in its place.
+The journal is stored twice, once beside the backups, which are useless without it: they are named by their content. If
+both are lost, what works is still kept: a file of fastvsock's is recognized by its own text, never becomes the original
+of anything, and is never removed if its original is unknown.
 """
 
 import hashlib
@@ -24,13 +24,13 @@ COPY = f"{BACKUP}/manifest.json"
 LOCK = f"{OURS}/lock"
 FILES = re.compile(rf"{re.escape(OURS)}/(?:backup/)?(?:[0-9a-f]{{64}}|manifest\.json|\.[^/]+\.fastvsock-new)")
 FORMAT = 1
-LOST = "lost"  # in place of an original's SHA-256
+LOST = "lost"  # instead of an original's SHA-256
 
 Entry = dict[str, Any]
 
 
 class Journal:
-    """The journal of the bundle at `root`, as it is there. Raises `BundleError` where it cannot be understood."""
+    """The journal of the bundle at `root`. Raises `BundleError` if it cannot be parsed."""
 
     def __init__(self, root: Root) -> None:
         self.root = root
@@ -46,13 +46,13 @@ class Journal:
         if not known:
             other = f"; without it, its copy {COPY} is read" if name == JOURNAL and root.kind(COPY) else ""
             raise BundleError(
-                f"{root.path}/{name}: cannot be understood: was it another version that installed? The originals are "
+                f"{root.path}/{name}: cannot be parsed: was it written by another version? The originals are "
                 f"in {BACKUP}, by their SHA-256{other}"
             )
         self._rebuild()
 
     def _rebuild(self) -> None:
-        """Enter what is of fastvsock's by its text, and is in no journal. RunCVM itself has no script `fastvsock`."""
+        """Add files that are fastvsock's by their text but in no journal. RunCVM itself has no script `fastvsock`."""
         for name in (CONNECT, EXEC, UMBRELLA):
             path = self.root.real(name)
             if path in self.entries or self.root.kind(path) != "file":
@@ -63,29 +63,29 @@ class Journal:
                 self.entries[path] = {"before": before, "meta": None, "after": [mark(now)]}
 
     def is_ours(self, path: str, now: Content) -> bool:
-        """Whether an install put there what is at `path`."""
+        """Whether `now`, the content of `path`, was put there by an install."""
         return path in self.entries and now is not None and mark(now) in self.entries[path]["after"]
 
     def is_original(self, path: str) -> bool:
-        """Whether the original is (still, or again) at `path`."""
+        """Whether the original is at `path`, still or again."""
         now, entry = self.root.content(path), self.entries[path]
         if not isinstance(now, File):
             return entry["before"] is None and now == entry.get("link")
         return sha(now.data) == entry["before"] and now.meta == Meta(*entry["meta"])
 
     def is_lost(self, path: str) -> bool:
-        """Whether what is at `path` is of fastvsock's, and nobody knows what was there before."""
+        """Whether the file at `path` is fastvsock's and its original is unknown."""
         lost = path in self.entries and self.entries[path]["before"] == LOST
         return lost and (is_own(now := self.root.content(path)) or self.is_ours(path, now))
 
     def lost(self, path: str) -> str:
-        """What is to be said of such a path."""
+        """The sentence for such a path."""
         backups = any(len(name) == 64 for name in self.root.names(BACKUP))
-        where = f"the originals are in {BACKUP}, by their SHA-256" if backups else "RunCVM's image has it"
-        return f"{path} is fastvsock's, but its original is not known any more: put that there by hand: {where}"
+        where = f"{BACKUP}, where it is named by its SHA-256" if backups else "RunCVM's image"
+        return f"{path} was installed by fastvsock and its original is lost: restore it from {where}"
 
     def original(self, path: str) -> Content:
-        """What was at `path` before the first install. Raises `BundleError` where the backup is damaged."""
+        """What was at `path` before the first install. Raises `BundleError` if the backup is damaged."""
         entry = self.entries[path]
         if entry["before"] is None:
             link: str | None = entry.get("link")
@@ -98,12 +98,12 @@ class Journal:
         return File(backup.data, Meta(*entry["meta"]))
 
     def base(self, path: str) -> Content:
-        """What an edit starts from: the original where what is there is ours, else what is there."""
+        """What an edit starts from: the original if the file there is ours, else the file there."""
         now = self.root.content(path)
         return self.original(path) if self.is_ours(path, now) and not self.is_lost(path) else now
 
     def entry(self, path: str, now: Content, after: Content) -> Entry | None:
-        """What a new journal says of `path`, where `after` shall be; None for nothing: it was like this before."""
+        """The new journal's entry for `path`, which will hold `after`; None if nothing changes there."""
         entry, ours = self.entries.get(path), self.is_ours(path, now)
         if now != after and not (entry and (ours or is_own(now) or self.is_original(path))):
             entry = _entry(now)
@@ -112,7 +112,7 @@ class Journal:
         return {**entry, "after": [mark(after)]} if after is not None and (ours or now != after) else entry
 
     def joined(self, new: dict[str, Any]) -> dict[str, Any]:
-        """The new journal while the change is under way: it knows the old content as ours as well."""
+        """The new journal during the change: the old content counts as ours too."""
         entries = {path: dict(entry) for path, entry in {**self.entries, **new["entries"]}.items()}
         for path, entry in entries.items():
             former = self.entries.get(path, {}).get("after", [])
@@ -120,25 +120,25 @@ class Journal:
         return {**new, "entries": entries}
 
     def cut(self, new: dict[str, Any], done: set[str], lost: str) -> dict[str, Any]:
-        """The new journal where only the changes of the paths `done` were made, since `lost` became another's."""
+        """The new journal after only the paths `done` were changed, because something else changed `lost`."""
         entries = self.joined(new)["entries"]
         ours = self.root.kind(lost) == "file" and is_own(self.root.read(lost))
         known = {path for path in self.entries if path != lost or ours}
         return {**new, "entries": {path: entry for path, entry in entries.items() if path in done | known}}
 
-    def says(self, content: dict[str, Any]) -> bool:
-        """Whether the journal and its copy are this one already."""
+    def has_content(self, content: dict[str, Any]) -> bool:
+        """Whether the journal and its copy have this content already."""
         return all(holds(self.root, path, _data(content)) for path in (COPY, JOURNAL))
 
     def write(self, content: dict[str, Any]) -> None:
-        """Replace the journal and its copy, where they are not this one already."""
+        """Replace the journal and its copy, unless they have this content already."""
         for path in (COPY, JOURNAL):
             if not holds(self.root, path, _data(content)):
                 self.root.write(path, _data(content), Meta(0o644, os.geteuid(), os.getegid()))
 
 
 def is_own(content: Content) -> bool:
-    """Whether a file is of fastvsock's by its text: a launcher, or an exec script with the edit in it."""
+    """Whether a file is fastvsock's by its text: a launcher, or an exec script with the edit in it."""
     return isinstance(content, File) and (
         payload.is_launcher(content.data)
         or re.search(rf"(?m)^[ \t]*{script_edits.MARK}".encode(), content.data) is not None
@@ -152,7 +152,7 @@ def holds(root: Root, path: str, data: bytes) -> bool:
 
 
 def mark(content: File | str) -> str:
-    """What the journal knows a content by."""
+    """What identifies a content in the journal."""
     return content if isinstance(content, str) else sha(content.data)
 
 

@@ -1,4 +1,4 @@
-"""What is put into a bundle: the package's files, from this installation or a wheel, and the launchers.
+"""Makes what is put into a bundle: the package's files, from this installation or a wheel, and the launchers.
 
 The launcher is a shell script and a Python program in one file: run directly, or by `bash PATH`, it starts Python
 with ``-I`` (an image's PYTHONPATH or PYTHONHOME are for its own Python, not for the bundle's) and without `site`; run
@@ -6,7 +6,7 @@ as `python3 PATH`, the shell's part is a string. The bundle's programs name an E
 only, so its Python is run through the bundle's own dynamic linker, which works wherever the bundle is seen.
 
 The engine is a shared object: built for another libc or machine than the bundle's it is left out, and the copy engine
-serves. (A musl Python may load a glibc object without a word, and fail later.)
+is used. (A musl Python may load a glibc object without an error, and fail later.)
 """
 
 import hashlib
@@ -67,7 +67,7 @@ if [ -x "$root/{python}" ]; then exec {linker}"$root/{python}" {flags} "$self" "
 
 @dataclass(frozen=True)
 class Build:
-    """What an ELF file was built for. `libc` is ``glibc``, ``musl``, or empty where the file does not tell."""
+    """What an ELF file was built for. `libc` is ``glibc``, ``musl``, or empty if unknown."""
 
     machine: str
     libc: str
@@ -76,7 +76,7 @@ class Build:
         return f"{self.machine} {self.libc}".strip()
 
     def fits(self, other: "Build") -> bool:
-        """Whether an object of this build may be loaded where `other` is at home."""
+        """Whether an object of this build may be loaded by a program of the build `other`."""
         return self.machine == other.machine and (not self.libc or not other.libc or self.libc == other.libc)
 
 
@@ -88,22 +88,22 @@ class Package:
     source: str
 
     def engine(self) -> str:
-        """The path of the splice engine's shared object; empty where there is none."""
+        """The path of the splice engine's shared object; empty if there is none."""
         return next((path for path in self.files if "/_splice." in path and path.endswith(".so")), "")
 
     def without(self, path: str) -> "Package":
-        """The same package but for one file."""
+        """The same package without one file."""
         return Package({name: data for name, data in self.files.items() if name != path}, self.source)
 
     def site(self) -> str:
-        """The folder for these very files: another content has another folder, so an upgrade is one step."""
+        """The folder for exactly these files: another content has another folder, so an upgrade is one step."""
         digest = hashlib.sha256()
         for path, data in sorted(self.files.items()):
             digest.update(b"%s\0%d\0%s" % (path.encode(), len(data), data))
         return f"{HOME}/{self.version()}-{digest.hexdigest()[:12]}"
 
     def version(self) -> str:
-        """The package's own version; empty where it does not tell one that may be part of a folder's name."""
+        """The package's own version; empty if it is missing or may not be part of a folder's name."""
         found = re.search(rb"""^__version__\s*=\s*["']([0-9][\w.+!]*)["']""", self.files.get(INIT, b""), re.M)
         return found.group(1).decode(errors="replace") if found else ""
 
@@ -120,19 +120,19 @@ def installed() -> Package:
 
 
 def from_wheel(path: str) -> Package:
-    """The package in a wheel. Raises `BundleError` for a file that is none of fastvsock's."""
+    """The package in a wheel. Raises `BundleError` for a file that is not a wheel of fastvsock."""
     try:
         with zipfile.ZipFile(path) as wheel:
             names = [name for name in wheel.namelist() if name.startswith("fastvsock/") and not name.endswith("/")]
             files = {name: wheel.read(name) for name in names if name.endswith((".py", ".so"))}
-    except Exception as error:  # zlib's, struct's, lzma's and RuntimeError too: zipfile passes on what it meets
+    except Exception as error:  # zipfile passes on errors of zlib, struct and lzma, and RuntimeError
         reason = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
         raise BundleError(f"{path}: cannot be read as a wheel: {reason}") from None
     package = Package(files, os.path.basename(path))
     if any(".." in PurePosixPath(name).parts for name in files) or "fastvsock/entry.py" not in files:
-        raise BundleError(f"{path}: is no wheel of fastvsock")
+        raise BundleError(f"{path}: not a wheel of fastvsock")
     if not package.version():
-        raise BundleError(f"{path}: is no wheel of fastvsock: {INIT} tells no version")
+        raise BundleError(f"{path}: not a wheel of fastvsock: no valid version in {INIT}")
     return package
 
 
@@ -141,7 +141,7 @@ def build_of(data: bytes) -> Build | None:
     if data[:4] != b"\x7fELF" or len(data) < 20:
         return None
     machine = int.from_bytes(data[18:20], "little")
-    # The names of the C libraries, as they stand among the libraries needed, or in the linker itself.
+    # The names of the C libraries, among the libraries needed or in the linker itself.
     libc = "musl" if b"libc.musl-" in data or b"ld-musl-" in data else "glibc" if b"libc.so.6" in data else ""
     return Build(MACHINES.get(machine, f"machine {machine}"), libc)
 
@@ -155,7 +155,7 @@ def launcher(path: str, site: str, version: str, python: str, linker: bool) -> b
     """The launcher for `path`, which finds the package at `site` and Python at `python` (empty: in PATH)."""
     name = os.path.basename(path)
     module = "entry" if name == os.path.basename(CONNECT) else "cli"
-    flags = "-IS" if module == "entry" else "-I"  # optional extras are found through site
+    flags = "-IS" if module == "entry" else "-I"  # the umbrella finds optional extras through site
     through = '"$root/lib/ld" ' if linker else ""
     bundled = BUNDLED.format(python=python, linker=through, flags=flags) if python else ""
     facts = {"name": name, "version": version, "site": site, "flags": flags, "bundled": bundled, "module": module}

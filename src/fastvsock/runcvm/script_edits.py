@@ -1,16 +1,16 @@
-"""The two edits to RunCVM's shell scripts, as text in and text out.
+"""Makes the two edits to RunCVM's shell scripts: text in, text out.
 
 `add_aliases` puts words into the list of the `for` loop of `create_aliases()`. `end_proxy` replaces the block of
 `runcvm-ctr-exec` that starts socat on a guessed port and then dbclient on that port: by the transport, which connects
 and then becomes dbclient (``-J '&3'``: the connection is its descriptor 3), or by ``fastvsock proxy … --``, which
-listens on a port of the kernel's choice. Where dbclient may be a shell function, which no program can become, it gets
+listens on a port of the kernel's choice. If dbclient may be a shell function, which no program can become, it gets
 the transport as a child of its own (``-J COMMAND``); dbclient starts that by root's shell in the image's passwd, which
 some images do not have.
 
-A script is known by its statements, not by its spacing: lines that a backslash joins are one statement, and each
-statement of the block must be one of the few that such a block is made of. With anything else among them the block is
-left alone, since nobody can tell what it is for: `Unknown` says why. What is replaced is that block; what follows
-``exec`` of dbclient stays as it is, letter for letter, but for the port.
+A script is recognized by its statements, not by its spacing: lines that a backslash joins are one statement, and each
+statement of the block must be one of the few kinds that such a block consists of. With any other among them the block
+is left alone, since its purpose is unknown: `Unknown` gives the reason. Only that block is replaced; what follows
+``exec`` of dbclient stays as it is, letter for letter, except for the port.
 
 Statements are matched *flat*: each quoted string and each substitution is one letter, so that what the patterns see
 are words, blanks and operators, and nothing hides behind a quote.
@@ -28,7 +28,7 @@ PLAIN = re.compile(rf"(?:[\w./:@%+=-]|{DYNAMIC.pattern})+")
 REDIRECTION = re.compile(r"(?:\d?>>?|&>>?|\d?<)(?:&\d|\S*)")
 INTERPRETER = re.compile(r"(?:.*/)?(?:ld|python3(?:\.\d+)?|bash|sh|env)")
 SETS = r"(?:(?:local|export|declare)\s+)?"
-# What encloses a part of a word, and inside of what it does not.
+# What encloses a part of a word, and inside of which closers it does not.
 PAIRS = (("$((", "))"), ("$(", ")"), ("${", "}"), ("`", "`"), ('"', '"'), ("'", "'"), ("(", ")"))
 NOT_IN = {"'": ('"',), '"': ('"',), "(": ("", '"', "}", "`"), "`": ("`",), "$((": (), "$(": (), "${": ()}
 VALUE = r"[^\s;&|<>()]*"  # one word, flat
@@ -55,7 +55,7 @@ UMBRELLA_USED = re.compile(r"/fastvsock[\"'}]*\s+proxy\s")
 
 
 class Unknown(Exception):
-    """The script has no shape that is known. The message says what is different."""
+    """The shape of the script is unknown. The message says what is different."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def add_aliases(text: str, added: Sequence[str]) -> str:
         raise Unknown("the loop of create_aliases() has no list of words with busybox in it")
     odd = next((found.group() for found in words if not PLAIN.fullmatch(found.group())), None)
     if odd is not None:
-        raise Unknown(f"the list of create_aliases() has {odd!r} in it, which is not the name of a tool")
+        raise Unknown(f"the list of create_aliases() has {odd!r} in it, which is not the name of a program")
     last = words[-1].end()
     missing = "".join(f" {word}" for word in added if word not in [found.group() for found in words])
     return f"{text[:last]}{missing}{text[last:]}"
@@ -158,7 +158,7 @@ def _statements(text: str) -> list[Statement]:
 
 
 def _is_done(statements: list[Statement]) -> bool:
-    """Whether dbclient is started as this module would have it, by whomever it was written."""
+    """Whether dbclient is started without a port of its own choice already."""
     return any(_has_transport(_words(item.code)) for item in statements)
 
 
@@ -206,7 +206,7 @@ def _global_proxy(statements: list[Statement]) -> list[tuple[int, SocatProxy]]:
 
 
 def _socat(code: str) -> SocatProxy | None:
-    """What a statement starts in the background, if that is socat between a TCP port and the transport."""
+    """What a statement starts in the background, if it is socat between a TCP port and the transport."""
     background = re.fullmatch(r"(.*[^&|;])&\s*(?:#.*)?", code)
     words = _words(background.group(1)) if background else []
     if not words or "socat" not in words[0].lower():
@@ -243,8 +243,8 @@ def _extent(statements: list[Statement], socat: int, spec: SocatProxy) -> tuple[
 
 
 def _kept(block: list[Statement], spec: SocatProxy, others: list[Statement]) -> list[Statement]:
-    """The statements of the block that have nothing to do with the proxy. Raises `Unknown` for one that may have."""
-    gone = _goners(block, spec)
+    """The statements of the block that do not concern the proxy. Raises `Unknown` for one that may."""
+    gone = _of_proxy(block, spec)
     dropped = {id(item) for item in gone}
     names = {m.group(1) for item in gone if (m := re.match(rf"{SETS}({NAME})=", item.code))}
     kept = []
@@ -252,7 +252,7 @@ def _kept(block: list[Statement], spec: SocatProxy, others: list[Statement]) -> 
         if id(item) in dropped or not item.code or item.code.startswith("#"):
             continue
         if not re.fullmatch(rf"log\w*{TEXT}|local(?:\s+{NAME})+", _flat(item.code)):
-            raise Unknown(f"among its statements is {item.code!r}, which such a block does not have")
+            raise Unknown(f"among its statements is {item.code!r}, which is not known in such a block")
         if not any(re.search(rf"\b{name}\b", item.code) for name in names):
             kept.append(item)
     rest = re.sub(_option(spec.port), "", block[-1].text)
@@ -263,7 +263,7 @@ def _kept(block: list[Statement], spec: SocatProxy, others: list[Statement]) -> 
     return kept
 
 
-def _goners(block: list[Statement], spec: SocatProxy) -> list[Statement]:
+def _of_proxy(block: list[Statement], spec: SocatProxy) -> list[Statement]:
     """The statements that start, watch and end the proxy."""
     port = _variable(spec.port)
     gone, depth = [], 0
@@ -288,7 +288,7 @@ def _goes(piece: str, port: str) -> bool:
 
 
 def _is_trap(words: list[str]) -> bool:
-    """Whether a trap does nothing but end a process when the script ends."""
+    """Whether a trap only ends a process when the script ends."""
     kill = r"kill\s+[\"']?\$\{?\w+\}?[\"']?(?:\s+2>\s*/dev/null)?(?:\s*\|\|\s*(?:true|:))?\s*;?"
     signals = r"(?:SIG)?(?:EXIT|INT|TERM|HUP|QUIT)|\d+"
     if len(words) < 3 or words[0] != "trap" or not re.fullmatch(kill, words[1]):
@@ -374,7 +374,7 @@ def _start(
     if proxy:
         if not is_program:
             raise Unknown("dbclient may be a function here, which only a shell can call")
-        # The bash that runs the script, where nothing else was named: an image may have no shell of its own.
+        # The bash that runs the script, unless an interpreter was named: an image may have no shell of its own.
         words = [*(before[:-1] or ["$BASH"]), _sibling(before[-1]), "proxy", "--wait", WAIT, uds, port, "--"]
         option = "-p {port}"
     elif is_program:
@@ -394,14 +394,14 @@ def _transport(words: list[str], statements: list[Statement]) -> tuple[list[str]
         raise Unknown(f"socat runs {' '.join(words)!r}, not the transport with a socket and a port")
     *before, uds, port = words
     if not all(map(INTERPRETER.fullmatch, before[:-1])):
-        raise Unknown(f"socat runs the transport by {' '.join(before[:-1])!r}, which is no python3, bash or sh")
+        raise Unknown(f"socat runs the transport by {' '.join(before[:-1])!r}, which is not python3, bash or sh")
     program = before[-1]
     name = DYNAMIC.fullmatch(program) and _variable(program)
     if name:
         values = [item.code for item in statements if re.match(rf"{SETS}{name}=", item.code)]
         program = values[-1].strip("\"'") if values else ""
     if not program.endswith(f"/{TRANSPORT}"):
-        raise Unknown(f"socat runs {before[-1]!r}, which is not known to be {TRANSPORT}")
+        raise Unknown(f"socat runs {before[-1]!r}, which may not be {TRANSPORT}")
     return before, uds, port
 
 

@@ -48,7 +48,7 @@ def keep_installed(path: str, seconds: float, install_once: Callable[[], ChangeS
 
 
 def _files(path: str) -> Iterator[tuple[str, int, int]]:
-    """What tells whether a file was replaced or changed: its name, inode and time of change, links followed."""
+    """Name, inode and time of change of each watched file, links followed: another value means another file."""
     for folder in WATCHED:
         try:
             names = sorted(os.listdir(f"{path}/{folder}"))
