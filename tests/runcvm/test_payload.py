@@ -35,7 +35,7 @@ def test_a_python_that_leads_out_of_a_bundle_for_another_machine_is_none(whole: 
     assert '"$root/usr/bin/python3"' not in (whole / LAUNCHER).read_text()
 
 
-def test_a_python_that_gives_no_answer_is_told_as_undone(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_python_that_gives_no_answer_is_reported_as_undone(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bundle_module, "SECONDS", 0.2)
     (whole / "usr/bin/python3").unlink()
     (whole / "lib/ld").unlink()
@@ -43,7 +43,7 @@ def test_a_python_that_gives_no_answer_is_told_as_undone(whole: Path, monkeypatc
     assert "usr/bin/python3: no answer within 0.2 s" in installed(whole, code=1).stderr
 
 
-def test_an_engine_for_another_libc_or_machine_is_left_out_and_told(bundle: Path, tmp_path: Path) -> None:
+def test_an_engine_for_another_libc_or_machine_is_left_out_and_reported(bundle: Path, tmp_path: Path) -> None:
     machine = int.from_bytes((bundle / "lib/ld").read_bytes()[18:20], "little")
     for number, libc, words in (
         (machine, b"libc.musl-x86_64.so.1", ("is for", "musl, the bundle is", "glibc")),

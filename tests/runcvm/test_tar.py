@@ -42,14 +42,14 @@ def test_a_tar_that_leads_nowhere_is_replaced_and_comes_back(bundle: Path, targe
     assert snapshot(bundle) == before
 
 
-def test_a_tar_that_leads_nowhere_and_cannot_be_replaced_is_told(bundle: Path) -> None:
+def test_a_tar_that_leads_nowhere_and_cannot_be_replaced_is_reported(bundle: Path) -> None:
     (bundle / "bin/tar").symlink_to("nowhere")
     (bundle / "bin/busybox").unlink()
     assert "bin/tar is not made: bin/busybox is not there" in installed(bundle, code=1).stderr
     assert os.readlink(bundle / "bin/tar") == "nowhere"
 
 
-def test_a_tar_that_leads_out_of_the_bundle_is_left_alone_and_told(bundle: Path) -> None:
+def test_a_tar_that_leads_out_of_the_bundle_is_left_alone_and_reported(bundle: Path) -> None:
     (bundle / "bin/tar").symlink_to("/bin/tar")
     assert "bin/tar leads out of the bundle" in installed(bundle, code=1).stderr
     assert os.readlink(bundle / "bin/tar") == "/bin/tar"

@@ -99,7 +99,7 @@ def test_a_write_that_cannot_keep_the_owner_says_so(bundle: Path, monkeypatch: p
     assert snapshot(bundle) == before
 
 
-def test_a_file_system_that_cannot_be_written_is_told_in_a_sentence(
+def test_a_file_system_that_cannot_be_written_is_reported_in_a_sentence(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "mkdir", failing(errno.EROFS))

@@ -9,7 +9,7 @@ from . import description, doctor
 from .arguments import Seconds
 
 if TYPE_CHECKING:
-    from ..runcvm.install import ChangeSet
+    from ..runcvm.changes import ChangeSet
 
 ROOT = "/opt/runcvm"
 LABEL = "runcvm=true"

@@ -13,21 +13,19 @@ during an upgrade of RunCVM, is left alone, and the installation stops with an e
 What cannot be done is left undone and reported; the rest is still done.
 """
 
-import difflib
-import io
 import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from ..errors import BundleError, ChangedError
 from . import payload, script_edits
 from .bundle import ADD_PYTHON, DEFAULTS, EXEC, Bundle, run
-from .bundle_files import Content, File, Meta, Root, may_own
+from .bundle_files import File, Meta, Root, may_own
+from .changes import Change, ChangeSet, text_of
 from .journal import BACKUP, FILES, FORMAT, LOCK, LOST, OURS, Journal, holds, sha
 from .payload import CONNECT, HOME, UMBRELLA, Package
 
@@ -45,62 +43,6 @@ BY_HAND = {
         f"/.runcvm/guest/{CONNECT} UDS PORT -- dbclient -J '&3' in place of -p"
     ),
 }
-
-
-@dataclass(frozen=True)
-class Change:
-    """One path of the bundle: what is there now, and what will be."""
-
-    path: str
-    before: Content
-    after: Content
-
-    def show(self) -> str:
-        """The change as a unified diff; a link's old and new target in a line each."""
-        if isinstance(self.before, str) or isinstance(self.after, str):
-            ends = (("-", self.before), ("+", self.after))
-            return "".join(f"{sign}{self.path} -> {target}\n" for sign, target in ends if isinstance(target, str))
-        old, new = (_lines(file) for file in (self.before, self.after))
-        lines = difflib.unified_diff(old, new, self._name("a", self.before), self._name("b", self.after))
-        diff = "".join(line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in lines)
-        return diff or f"mode of {self.path} changed\n"
-
-    def _name(self, side: str, content: Content) -> str:
-        return "/dev/null" if content is None else f"{side}/{self.path}"
-
-
-@dataclass
-class ChangeSet:
-    """What an install or uninstall will do, and what it cannot do."""
-
-    changes: list[Change] = field(default_factory=list)
-    journal: dict[str, Any] = field(default_factory=dict)
-    package: Package | None = None  # if its files are not there yet
-    stale: list[str] = field(default_factory=list)  # folders to remove, such as those of former packages
-    foreign: set[str] = field(default_factory=set)  # files in them that are not ours, and stay
-    unsaved: bool = False  # the journal or its copy has another content
-    ran_programs: bool = False  # of the bundle, to find out what works there
-    notes: list[str] = field(default_factory=list)
-    undone: list[str] = field(default_factory=list)
-
-    def __bool__(self) -> bool:
-        return bool(self.changes or self.package or self.stale or self.unsaved)
-
-    def lines(self, path: str, *, dry_run: bool = False) -> list[str]:
-        """What there is to report of the bundle at `path`: remarks, what was left undone, and the outcome."""
-        if not self:
-            outcome = "nothing to do"
-        elif dry_run:
-            outcome = "nothing was changed (--dry-run)"
-        else:
-            outcome = f"done, {len(self.changes)} file{'s' * (len(self.changes) != 1)} changed"
-        ran = "; programs of the bundle were run to find this out" if dry_run and self.ran_programs else ""
-        return [*self.notes, *self.undone, f"{path}: {outcome}{ran}"]
-
-    def show(self) -> str:
-        """All changes, for the reader."""
-        files = f"+{self.package.site()}/ ({len(self.package.files)} files of fastvsock)\n" if self.package else ""
-        return files + "".join(change.show() for change in self.changes) + "".join(f"-{path}/\n" for path in self.stale)
 
 
 @contextmanager
@@ -174,7 +116,7 @@ def _users(root: Root, plan: ChangeSet) -> dict[str, str]:
             continue
         if name.endswith(".fastvsock-new"):  # of a write that was killed
             continue
-        for match in SITE.finditer(_text(content.data)) if isinstance(content, File) else ():
+        for match in SITE.finditer(text_of(content.data)) if isinstance(content, File) else ():
             found[match.group()] = f"scripts/{name}"
     return found
 
@@ -265,7 +207,7 @@ class _Installation:
         self._python()
         self._launch(CONNECT)
         script = self._wanted.get(root.real(EXEC))
-        if isinstance(script, File) and script_edits.uses_umbrella(_text(script.data)):
+        if isinstance(script, File) and script_edits.uses_umbrella(text_of(script.data)):
             self._launch(UMBRELLA)
         for applet in APPLETS:
             self._link(applet)
@@ -304,7 +246,7 @@ class _Installation:
             return
         data, wrong = b"", ""
         try:
-            data = edit(_text(original.data)).encode(errors="surrogateescape")
+            data = edit(text_of(original.data)).encode(errors="surrogateescape")
             wrong = "" if data == original.data else self._syntax_error(data)
         except script_edits.Unknown as error:
             wrong = str(error)
@@ -322,7 +264,7 @@ class _Installation:
         for path in self.root.files("scripts"):
             with suppress(BundleError):  # a link out of the bundle, or not a file
                 content = self.root.read(path)
-                texts += [_text(content.data)] if content else []
+                texts += [text_of(content.data)] if content else []
         return script_edits.guest_ports(texts)
 
     def _syntax_error(self, data: bytes) -> str:
@@ -451,11 +393,3 @@ def _new(root: Root) -> Meta:
     status = os.stat(root.path)
     meta = Meta(0o755, status.st_uid, status.st_gid)
     return meta if may_own(meta) else replace(meta, uid=os.geteuid(), gid=os.getegid())
-
-
-def _lines(content: Content) -> list[str]:
-    return list(io.StringIO(_text(content.data))) if isinstance(content, File) else []
-
-
-def _text(data: bytes) -> str:
-    return data.decode(errors="surrogateescape")

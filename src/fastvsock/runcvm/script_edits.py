@@ -11,15 +11,13 @@ A script is recognized by its statements, not by its spacing: lines that a backs
 statement of the block must be one of the few kinds that such a block consists of. With any other among them the block
 is left alone, since its purpose is unknown: `Unknown` gives the reason. Only that block is replaced; what follows
 ``exec`` of dbclient stays as it is, letter for letter, except for the port.
-
-Statements are matched *flat*: each quoted string and each substitution is one letter, so that what the patterns see
-are words, blanks and operators, and nothing hides behind a quote.
 """
 
 import re
-import shlex
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+
+from . import shell
 
 BLANK = r"(?:[ \t]|\\\n)"  # what may stand between two words
 NAME = r"[A-Za-z_]\w*"
@@ -28,9 +26,6 @@ PLAIN = re.compile(rf"(?:[\w./:@%+=-]|{DYNAMIC.pattern})+")
 REDIRECTION = re.compile(r"(?:\d?>>?|&>>?|\d?<)(?:&\d|\S*)")
 INTERPRETER = re.compile(r"(?:.*/)?(?:ld|python3(?:\.\d+)?|bash|sh|env)")
 SETS = r"(?:(?:local|export|declare)\s+)?"
-# What encloses a part of a word, and inside of which closers it does not.
-PAIRS = (("$((", "))"), ("$(", ")"), ("${", "}"), ("`", "`"), ('"', '"'), ("'", "'"), ("(", ")"))
-NOT_IN = {"'": ('"',), '"': ('"',), "(": ("", '"', "}", "`"), "`": ("`",), "$((": (), "$(": (), "${": ()}
 VALUE = r"[^\s;&|<>()]*"  # one word, flat
 TEXT = r"\s[^;&|<>()]*"  # words, flat
 SOCAT = r"\w*(?i:socat)\w*"
@@ -56,16 +51,6 @@ UMBRELLA_USED = re.compile(r"/fastvsock[\"'}]*\s+proxy\s")
 
 class Unknown(Exception):
     """The shape of the script is unknown. The message says what is different."""
-
-
-@dataclass(frozen=True)
-class Statement:
-    """One logical line: `text` is as in the script, `code` has its continuations joined and no indent."""
-
-    start: int
-    end: int
-    text: str
-    code: str
 
 
 @dataclass(frozen=True)
@@ -118,7 +103,7 @@ def end_proxy(text: str, proxy: bool = False, ports: Collection[str] = ()) -> st
         raise Unknown("it does not begin with '#!…bash'")
     if "\r" in text:
         raise Unknown("it has carriage returns, with which no shell runs it")
-    statements = list(_statements(text))
+    statements = list(shell.statements(text))
     found = [(index, spec) for index, item in enumerate(statements) if (spec := _socat(item.code))]
     if not found and _is_done(statements):
         return text
@@ -146,20 +131,9 @@ def uses_umbrella(script: str) -> bool:
     return any(UMBRELLA_USED.search(line) for line in lines if not line.lstrip().startswith("#"))
 
 
-def _statements(text: str) -> list[Statement]:
-    found, start = [], 0
-    # A comment ends with its line, whatever its last character is.
-    for match in re.finditer(r"[ \t]*#[^\n]*(?:\n|\Z)|(?:[^\n\\]|\\.)*(?:\n|\Z)", text, re.S):
-        if match.group():
-            code = match.group().replace("\\\n", " ").strip()
-            found.append(Statement(start, match.end(), match.group(), code))
-            start = match.end()
-    return found
-
-
-def _is_done(statements: list[Statement]) -> bool:
+def _is_done(statements: list[shell.Statement]) -> bool:
     """Whether dbclient is started without a port of its own choice already."""
-    return any(_has_transport(_words(item.code)) for item in statements)
+    return any(_has_transport(shell.words_of(item.code)) for item in statements)
 
 
 def _has_transport(words: list[str]) -> bool:
@@ -173,14 +147,7 @@ def _has_transport(words: list[str]) -> bool:
     return "-J" in client[:host] or "proxy" in words[: max(at, 0)]
 
 
-def _words(code: str) -> list[str]:
-    try:
-        return shlex.split(code, comments=True)
-    except ValueError:  # a quote that goes on in the next line
-        return []
-
-
-def _global_proxy(statements: list[Statement]) -> list[tuple[int, SocatProxy]]:
+def _global_proxy(statements: list[shell.Statement]) -> list[tuple[int, SocatProxy]]:
     """The statement that names the port of the one proxy for all, which the launcher has started.
 
     What such a script lacks is the transport. It is taken for one only behind a condition on USE_VSOCK.
@@ -208,7 +175,7 @@ def _global_proxy(statements: list[Statement]) -> list[tuple[int, SocatProxy]]:
 def _socat(code: str) -> SocatProxy | None:
     """What a statement starts in the background, if it is socat between a TCP port and the transport."""
     background = re.fullmatch(r"(.*[^&|;])&\s*(?:#.*)?", code)
-    words = _words(background.group(1)) if background else []
+    words = shell.words_of(background.group(1)) if background else []
     if not words or "socat" not in words[0].lower():
         return None
     ports = [m.group(1) for word in words if (m := re.match(r"TCP4?(?:-LISTEN|-L):([^,]+)", word, re.I))]
@@ -217,11 +184,11 @@ def _socat(code: str) -> SocatProxy | None:
     unquoted = re.sub(r'"(?:[^"\\]|\\.)*"', "", code)
     if len(ports) != 1 or len(commands) != 1 or rest or re.search(r"'[^']*\$[^']*'", unquoted):
         return None
-    shell = QUOTED_SHELL.fullmatch(commands[0])
-    return SocatProxy((shell.group(2) if shell else commands[0]).split(), ports[0])
+    quoted = QUOTED_SHELL.fullmatch(commands[0])
+    return SocatProxy((quoted.group(2) if quoted else commands[0]).split(), ports[0])
 
 
-def _extent(statements: list[Statement], socat: int, spec: SocatProxy) -> tuple[int, int]:
+def _extent(statements: list[shell.Statement], socat: int, spec: SocatProxy) -> tuple[int, int]:
     """The numbers of the block's first statement, which sets the port, and its last, which starts dbclient."""
     ends = (i for i in range(socat + 1, len(statements)) if _is_client(statements[i].code))
     last = next(ends, None)
@@ -242,7 +209,7 @@ def _extent(statements: list[Statement], socat: int, spec: SocatProxy) -> tuple[
     return first, last
 
 
-def _kept(block: list[Statement], spec: SocatProxy, others: list[Statement]) -> list[Statement]:
+def _kept(block: list[shell.Statement], spec: SocatProxy, others: list[shell.Statement]) -> list[shell.Statement]:
     """The statements of the block that do not concern the proxy. Raises `Unknown` for one that may."""
     gone = _of_proxy(block, spec)
     dropped = {id(item) for item in gone}
@@ -251,24 +218,24 @@ def _kept(block: list[Statement], spec: SocatProxy, others: list[Statement]) -> 
     for item in block[:-1]:
         if id(item) in dropped or not item.code or item.code.startswith("#"):
             continue
-        if not re.fullmatch(rf"log\w*{TEXT}|local(?:\s+{NAME})+", _flat(item.code)):
+        if not re.fullmatch(rf"log\w*{TEXT}|local(?:\s+{NAME})+", shell.flat(item.code)):
             raise Unknown(f"among its statements is {item.code!r}, which is not known in such a block")
         if not any(re.search(rf"\b{name}\b", item.code) for name in names):
             kept.append(item)
     rest = re.sub(_option(spec.port), "", block[-1].text)
-    for item in [*others, Statement(0, 0, rest, rest)]:
+    for item in [*others, shell.Statement(0, 0, rest, rest)]:
         for name in names:
             if not item.code.startswith("#") and re.search(rf"\$(?:\{{[#!]?)?{name}\b", item.code):
                 raise Unknown(f"${name} is used elsewhere as well: {item.code!r}")
     return kept
 
 
-def _of_proxy(block: list[Statement], spec: SocatProxy) -> list[Statement]:
+def _of_proxy(block: list[shell.Statement], spec: SocatProxy) -> list[shell.Statement]:
     """The statements that start, watch and end the proxy."""
     port = _variable(spec.port)
     gone, depth = [], 0
     for item in block[:-1]:
-        pieces = _pieces(item.code)
+        pieces = shell.commands(item.code)
         if depth or re.match(r"if\s.*socat", item.code, re.I):
             odd = next((piece for piece in pieces if not _searches(piece)), None)
             if odd is not None:
@@ -284,7 +251,7 @@ def _goes(piece: str, port: str) -> bool:
     """Whether a command is one that only a proxy needs."""
     own = rf"(?:{port}|{SOCAT})" if port else SOCAT
     patterns = rf"{SETS}{own}={VALUE}|{SETS}{NAME}=\$!|(?:/\S+/)?sleep\s+[\d.]+s?"
-    return bool(piece and re.fullmatch(patterns, _flat(piece))) or _is_trap(_words(piece))
+    return bool(piece and re.fullmatch(patterns, shell.flat(piece))) or _is_trap(shell.words_of(piece))
 
 
 def _is_trap(words: list[str]) -> bool:
@@ -300,46 +267,8 @@ def _searches(piece: str) -> bool:
     """Whether a command may be part of a search for socat's program."""
     command = re.sub(r"^(?:then|else)\b\s*", "", piece)
     if re.match(r"(?:el)?if\s", command):
-        return "socat" in command.lower() and bool(CONDITION.fullmatch(_flat(command)))
-    return bool(FINDING.fullmatch(_flat(command)))
-
-
-def _pieces(code: str) -> list[str]:
-    """The commands between the semicolons of a statement, without a comment at its end."""
-    pieces, at = [""], 0
-    while at < len(code) and not (code[at] == "#" and (not at or code[at - 1].isspace())):
-        end = _after(code, at)
-        if code[at:end] == ";":
-            pieces.append("")
-        else:
-            pieces[-1] += code[at:end]
-        at = end
-    return [piece.strip() for piece in pieces]
-
-
-def _flat(code: str) -> str:
-    """`code` with a ``Q`` for each quoted string, each substitution and each escaped character."""
-    flat, at = "", 0
-    while at < len(code):
-        end = _after(code, at)
-        flat += code[at] if end == at + 1 else "Q"
-        at = end
-    return flat
-
-
-def _after(code: str, at: int, inside: str = "") -> int:
-    """Where the character at `at` ends, or the quoted string or substitution; `inside` is what closes one around it."""
-    if inside == "'":
-        return at + 1
-    if code[at] == "\\":
-        return at + 2
-    for opener, closer in PAIRS:
-        if code.startswith(opener, at) and inside not in NOT_IN[opener]:
-            at += len(opener)
-            while at < len(code) and not code.startswith(closer, at):
-                at = _after(code, at, closer)
-            return at + len(closer)
-    return at + 1
+        return "socat" in command.lower() and bool(CONDITION.fullmatch(shell.flat(command)))
+    return bool(FINDING.fullmatch(shell.flat(command)))
 
 
 def _is_client(code: str) -> bool:
@@ -362,7 +291,7 @@ def _variable(expression: str) -> str:
 
 
 def _start(
-    client: Statement, spec: SocatProxy, proxy: bool, statements: list[Statement], ports: Collection[str]
+    client: shell.Statement, spec: SocatProxy, proxy: bool, statements: list[shell.Statement], ports: Collection[str]
 ) -> str:
     """The statement that starts dbclient in the new way."""
     if len(re.findall(_option(spec.port), client.text)) != 1:
@@ -387,7 +316,7 @@ def _start(
     return re.sub(r"^([ \t]*(?:exec[ \t]+)?)", lambda match: match.group() + prefix, text, count=1)
 
 
-def _transport(words: list[str], statements: list[Statement]) -> tuple[list[str], str, str]:
+def _transport(words: list[str], statements: list[shell.Statement]) -> tuple[list[str], str, str]:
     """The transport's program (and interpreter), the UDS and the port that socat's command names."""
     odd = next((word for word in words if not PLAIN.fullmatch(word)), None)
     if odd is not None or len(words) < 3:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from ..errors import FastvsockError
 from ..stdio import log
 from .bundle import FOLDERS
-from .install import ChangeSet
+from .changes import ChangeSet
 from .journal import BACKUP, OURS
 from .payload import HOME
 
