@@ -89,13 +89,20 @@ def agent(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def endpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
-    """A VMM's side with the guest's services behind it: real where FASTVSOCK_TEST_UDS says so, else the emulator."""
+    """A VMM's side with the guest's services behind it: real where FASTVSOCK_TEST_UDS is set, else the emulator.
+
+    It is Firecracker's side, unless a test parametrises it (indirectly) with the name of another VMM.
+    """
+    vmm = getattr(request, "param", "firecracker")
     real = os.environ.get("FASTVSOCK_TEST_UDS")
     if real:
+        if vmm != "firecracker":
+            pytest.skip("by design: the VMM of tests/vm is Firecracker")
         yield Endpoint(real, real=True)
         return
     uds = str(tmp_path_factory.mktemp("vmm") / "v.sock")
-    with started(emulator(uds, request.getfixturevalue("agent")), stdin=subprocess.DEVNULL, stderr=None) as child:
+    command = [*emulator(uds, request.getfixturevalue("agent")), f"--vmm={vmm}"]
+    with started(command, stdin=subprocess.DEVNULL, stderr=None) as child:
         assert b"listening" in child.stdout.readline()
         yield Endpoint(uds, real=False)
 

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fastvsock.emulator.emulator import Emulator
-from fastvsock.emulator.guest import DEFAULT_SERVICES, Exec, Service
+from fastvsock.emulator import DEFAULT_SERVICES, Emulator, Exec, Service
 from support.guests import GUEST, SHELL, Guest
 
 
@@ -18,7 +17,13 @@ def guest() -> Iterator[Guest]:
 
 
 @pytest.fixture
-def emulator(tmp_path: Path, guest: Guest) -> Iterator[Emulator]:
+def vmm() -> str:
+    """The VMM that `emulator` stands in for; a test that concerns others parametrises this."""
+    return "firecracker"
+
+
+@pytest.fixture
+def emulator(tmp_path: Path, guest: Guest, vmm: str) -> Iterator[Emulator]:
     services: dict[int, Service] = {**DEFAULT_SERVICES, GUEST: guest, SHELL: Exec(("sh",))}
-    with Emulator(tmp_path / "v.sock", services) as emulator:
+    with Emulator(tmp_path / "v.sock", services, vmm=vmm) as emulator:
         yield emulator

@@ -5,7 +5,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from fastvsock.emulator.emulator import Emulator
+from fastvsock.emulator import Emulator
 from support.guests import GUEST, Guest, accepted, connect, dial, receive, until
 
 

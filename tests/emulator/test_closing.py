@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from fastvsock.emulator.emulator import Emulator
+from fastvsock.emulator import Emulator
 from support import HANG, pattern
 from support.guests import GUEST, PACKET, Guest, connect, drain, failing, is_silent, queue_size, receive, until
 

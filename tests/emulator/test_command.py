@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fastvsock.emulator.emulator import Emulator
+from fastvsock.emulator import VMMS, Emulator
 from fastvsock.errors import EmulatorError
 from support import HANG, started
 from support.guests import SOON, accepted, connect, dial, drain, is_silent, receive
@@ -31,7 +31,7 @@ def failure(*arguments: str) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
-def test_the_command_says_when_it_is_ready_and_ends_on_a_signal(tmp_path: Path, number: int, status: int) -> None:
+def test_the_command_prints_when_it_is_ready_and_ends_on_a_signal(tmp_path: Path, number: int, status: int) -> None:
     uds = str(tmp_path / "v.sock")
     with started(command(uds)) as child:
         assert ready_line(child) == f"fastvsock emulate: listening on {uds} (ports 7 echo, 9 discard, 19 chargen)\n"
@@ -126,7 +126,7 @@ def test_a_socket_in_use_is_a_sentence_and_exit_status_1(emulator: Emulator) -> 
         ("--what", 2),
     ],
 )
-def test_a_service_that_makes_no_sense_is_told(tmp_path: Path, option: str, status: int) -> None:
+def test_an_invalid_service_is_an_error_and_no_socket_is_created(tmp_path: Path, option: str, status: int) -> None:
     uds = tmp_path / "v.sock"
     assert failure(str(uds), option)[0] == status
     assert not uds.exists()
@@ -144,30 +144,75 @@ def test_a_service_that_makes_no_sense_is_told(tmp_path: Path, option: str, stat
 )
 def test_a_port_with_two_services_is_wrong_usage(tmp_path: Path, options: list[str]) -> None:
     uds = tmp_path / "v.sock"
-    assert failure(str(uds), *options) == (2, "fastvsock: port 5 is given two services: give it one\n")
+    assert failure(str(uds), *options) == (2, "fastvsock: guest port 5 has two services: give it one\n")
     assert not uds.exists()
 
 
-def test_the_commands_help_tells_its_exit_status() -> None:
-    told = subprocess.run(command("--help"), capture_output=True, text=True, timeout=HANG, check=True).stdout
-    assert "exit status: " in told
-    assert "128+n" in told
+def test_the_commands_help_explains_its_exit_status() -> None:
+    shown = subprocess.run(command("--help"), capture_output=True, text=True, timeout=HANG, check=True).stdout
+    assert "exit status: " in shown
+    assert "128+n" in shown
 
 
 @pytest.mark.parametrize(
     ("name", "shown"), [(b"two\nlines", r"two\nlines"), (b"\xff.sock", r"\xff.sock"), (b"\x1b[31m", r"\x1b[31m")]
 )
-def test_a_path_with_odd_bytes_is_told_on_one_line(tmp_path: Path, name: bytes, shown: str) -> None:
+def test_a_path_with_odd_bytes_is_printed_on_one_line(tmp_path: Path, name: bytes, shown: str) -> None:
     uds = os.fsencode(tmp_path) + b"/" + name
     with started(command(os.fsdecode(uds))) as child:
-        told = f"listening on {tmp_path}/{shown} (ports 7 echo, 9 discard, 19 chargen)\n"
-        assert ready_line(child) == f"fastvsock emulate: {told}"
+        words = f"listening on {tmp_path}/{shown} (ports 7 echo, 9 discard, 19 chargen)\n"
+        assert ready_line(child) == f"fastvsock emulate: {words}"
         status, words = failure(os.fsdecode(uds))
     assert status == 1
     assert words.startswith(f"fastvsock: {tmp_path}/{shown}: cannot listen there: another process listens on it")
 
 
-def test_an_empty_path_is_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize("vmm", VMMS)
+def test_the_option_vmm_decides_what_a_half_close_does(tmp_path: Path, vmm: str) -> None:
+    uds = str(tmp_path / "v.sock")
+    with started(command(f"--vmm={vmm}", uds)) as child:
+        ready_line(child)
+        with connect(uds, 9) as host:
+            host.sendall(b"five!")
+            host.shutdown(socket.SHUT_WR)
+            assert drain(host) == (b"5\n" if vmm == "cloud-hypervisor" else b"")
+
+
+def test_an_unknown_vmm_is_wrong_usage_and_a_value_error(tmp_path: Path) -> None:
+    uds = str(tmp_path / "v.sock")
+    status, words = failure("--vmm=qemu", uds)
+    assert status == 2
+    assert "firecracker" in words
+    with pytest.raises(ValueError, match="unknown VMM 'qemu': use firecracker or cloud-hypervisor"):
+        Emulator(uds, vmm="qemu")
+
+
+@pytest.mark.parametrize(
+    ("size", "words"),
+    [
+        (96, ""),
+        (97, "the path of the UDS has 97 bytes, and a Unix socket address 107: with _PORT behind it there is no room "
+         "for ports above 999999999"),
+        (105, "ports above 9"),
+        (106, "there is no room for any port"),
+        (107, "there is no room for any port"),
+        (108, "the path of the UDS has 108 bytes, and a Unix socket address 107: a VMM cannot listen there"),
+    ],
+)  # fmt: skip
+def test_a_path_that_is_too_long_for_a_vmm_is_reported_at_the_start(tmp_path: Path, size: int, words: str) -> None:
+    folder = tmp_path / "d"
+    folder.mkdir()
+    uds = f"{folder}/".ljust(size, "v")
+    with started(command(uds)) as child:
+        assert "listening" in ready_line(child)
+        child.terminate()
+        child.wait(HANG)
+        warning = child.stderr.read().decode()
+    assert warning.count("\n") == (1 if words else 0)
+    assert words in warning
+
+
+def test_an_empty_path_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(EmulatorError, match="the path of the UDS is empty"):
         Emulator("").start()
     assert failure("")[0] == 1

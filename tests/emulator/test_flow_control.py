@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from fastvsock.emulator import muxer as emulator_module
-from fastvsock.emulator.emulator import Emulator
+from fastvsock.emulator import Emulator
+from fastvsock.emulator import connection as connection_module
 from support import HANG, pattern
 from support.guests import (
     GUEST,
@@ -29,7 +29,7 @@ from support.guests import (
 @pytest.fixture
 def short_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     """A deadline of 0.2 s for closed connections, so that nobody waits for 2."""
-    monkeypatch.setattr(emulator_module, "CLOSE_DEADLINE", 0.2)
+    monkeypatch.setattr(connection_module, "CLOSE_DEADLINE", 0.2)
 
 
 def stalled(emulator: Emulator, guest: Guest, size: int) -> socket.socket:

@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from fastvsock.emulator.emulator import Emulator
+from fastvsock.emulator import Emulator
 from support.guests import SHELL, connect, drain, receive
 
 
@@ -22,11 +22,12 @@ def test_the_guest_reaches_the_hosts_socket_without_a_preamble(emulator: Emulato
 
 
 def test_the_guest_gets_a_reset_where_the_host_does_not_listen(emulator: Emulator) -> None:
-    with pytest.raises(ConnectionResetError):
+    with pytest.raises(ConnectionResetError, match="_5556: connection reset: nothing listens there"):
         emulator.connect_to_host(5556)
 
 
-def test_a_child_is_told_where_the_hosts_sockets_are(emulator: Emulator) -> None:
+@pytest.mark.parametrize("variable", ["FASTVSOCK_HOST_SOCKET_PREFIX", "FASTVSOCK_GUEST_BACK"])
+def test_a_child_finds_the_prefix_of_the_hosts_sockets_in_a_variable(emulator: Emulator, variable: str) -> None:
     with connect(emulator.uds, SHELL) as host:
-        host.sendall(b'printf %s "$FASTVSOCK_GUEST_BACK"; exit\n')
+        host.sendall(f'printf %s "${variable}"; exit\n'.encode())
         assert drain(host).decode() == emulator.uds

@@ -8,13 +8,11 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from fastvsock.emulator import emulator as emulator_module
-from fastvsock.emulator import muxer
-from fastvsock.emulator.emulator import Emulator
-from fastvsock.emulator.guest import Exec, Tcp, discard
+from fastvsock.emulator import Emulator, Exec, Tcp, discard, launcher
 from support import HANG, pattern
 from support.guests import SHELL, accepted, connect, dial, drain, receive, until
 
@@ -91,7 +89,7 @@ def test_a_program_that_cannot_be_run_is_a_guest_that_accepts_and_closes(tmp_pat
     services = {1: Exec(("/not/there",))}
     with Emulator(tmp_path / "v.sock", services, log.append) as emulator, connect(emulator.uds, 1) as host:
         assert host.recv(1) == b""
-    assert any("cannot start /not/there: No such file" in sentence for sentence in log)
+    assert any("cannot run /not/there: No such file" in sentence for sentence in log)
 
 
 def test_many_hosts_at_once_are_answered_before_the_first_child_is_waited_for(
@@ -108,7 +106,7 @@ def test_many_hosts_at_once_are_answered_before_the_first_child_is_waited_for(
     monkeypatch.setattr(subprocess, "Popen", spawn)
     with Emulator(tmp_path / "v.sock", {1: Exec(("cat",))}) as emulator, ExitStack() as stack:
         try:
-            hosts = [stack.enter_context(dial(emulator.uds)) for _ in range(muxer.ROUNDS // 3)]
+            hosts = [stack.enter_context(dial(emulator.uds)) for _ in range(launcher.BUSY_ROUNDS // 3)]
             with emulator._lock:  # what comes meanwhile, it finds all at once
                 for host in hosts:
                     host.sendall(b"CONNECT 1\n")
@@ -134,7 +132,7 @@ def test_hosts_that_wait_for_their_child_when_the_emulator_ends_see_the_end(tmp_
     emulator.listen()
     before = len(os.listdir("/proc/self/fd"))
     mine, theirs = socket.socketpair()
-    emulator._due.append((Exec(("cat",)), theirs, "late"))
+    emulator._launcher._due.append((Exec(("cat",)), theirs, "late"))
     with mine:
         emulator.close()
         assert mine.recv(1) == b""
@@ -143,7 +141,7 @@ def test_hosts_that_wait_for_their_child_when_the_emulator_ends_see_the_end(tmp_
 
 @pytest.mark.parametrize("script", ["sleep 1000; :", "trap '' TERM; sleep 1000; :"])
 def test_children_end_with_the_emulator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
-    monkeypatch.setattr(emulator_module, "PATIENCE", 0.3)
+    monkeypatch.setattr(launcher, "PATIENCE", 0.3)
     with (
         Emulator(tmp_path / "v.sock", {1: Exec(("sh", "-c", f"echo $$; {script}"))}) as emulator,
         connect(emulator.uds, 1) as host,
@@ -179,6 +177,23 @@ def test_a_tcp_port_is_joined_and_its_end_is_a_full_close(tmp_path: Path) -> Non
             assert receive(tcp, 2) == b"up"
             tcp.sendall(b"down")
         assert drain(host) == b"down"
+
+
+def test_small_pieces_to_a_tcp_port_do_not_wait_for_acknowledgements(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[socket.socket] = []
+    create = socket.create_connection
+
+    def recorded(*arguments: Any, **options: Any) -> socket.socket:
+        made.append(create(*arguments, **options))
+        return made[-1]
+
+    monkeypatch.setattr(socket, "create_connection", recorded)
+    with tcp_behind(tmp_path) as (server, emulator), connect(emulator.uds, 22) as host, server.accept()[0] as tcp:
+        host.sendall(b"x")
+        assert receive(tcp, 1) == b"x"
+        assert [sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) for sock in made] == [1]
 
 
 def test_a_tcp_port_sees_the_end_of_the_host(tmp_path: Path) -> None:

@@ -1,10 +1,11 @@
-"""The line that asks for a port: what the emulator takes and refuses, as real VMMs do."""
+"""The line that asks for a port: what the emulator accepts and refuses, as real VMMs do."""
 
+import socket
 import time
 
 import pytest
 
-from fastvsock.emulator.emulator import Emulator
+from fastvsock.emulator import Emulator
 from support import pattern
 from support.guests import NOBODY, accepted, connect, dial, receive
 
@@ -49,7 +50,7 @@ def test_a_connect_line_in_two_writes_is_refused(emulator: Emulator, cut: int) -
         b"CONNECT 7" + b" " * 23,
     ],
 )
-def test_an_odd_spelling_that_firecracker_takes_is_accepted(emulator: Emulator, line: bytes) -> None:
+def test_an_odd_spelling_that_firecracker_accepts_is_accepted(emulator: Emulator, line: bytes) -> None:
     with dial(emulator.uds) as host:
         host.sendall(line + b"x")
         assert accepted(host)
@@ -103,4 +104,71 @@ def test_a_port_where_nobody_listens_is_an_end_of_file_without_a_word(emulator: 
 
 def test_a_host_that_connects_and_leaves_does_no_harm(emulator: Emulator) -> None:
     dial(emulator.uds).close()
+    connect(emulator.uds, 7).close()
+
+
+CLOUD_HYPERVISOR = pytest.mark.parametrize("vmm", ["cloud-hypervisor"])
+
+
+@CLOUD_HYPERVISOR
+@pytest.mark.parametrize("cut", [1, 3, 8, 9, 13])
+def test_cloud_hypervisor_accepts_a_line_in_two_pieces_and_payload_behind_it(emulator: Emulator, cut: int) -> None:
+    line = b"CONNECT 00007\nx"
+    with dial(emulator.uds) as host:
+        host.sendall(line[:cut])
+        time.sleep(0.1)
+        host.sendall(line[cut:])
+        assert accepted(host)
+        assert host.recv(10) == b"x"
+
+
+@CLOUD_HYPERVISOR
+@pytest.mark.parametrize(
+    "line",
+    [b"CONNECT 7\n", b"connect 7\n", b"CONNECT \t 7 \r\n", b"CONNECT +007\n", b"CONNECT " + b"7".rjust(22) + b"\n"],
+)
+def test_a_spelling_that_cloud_hypervisor_accepts_is_accepted(emulator: Emulator, line: bytes) -> None:
+    with dial(emulator.uds) as host:
+        host.sendall(line + b"x")
+        assert accepted(host)
+        assert host.recv(10) == b"x"
+
+
+@CLOUD_HYPERVISOR
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"Connect 7\n",
+        b" CONNECT 7\n",
+        b"CONNECT\t7\n",
+        b"CONNECT\n7\n",
+        b"CONNECT 7 8\n",
+        b"CONNECT \n",
+        b"CONNECT \xff\n",
+        b"CONNECT 4294967296\n",
+        b"\n",
+        b"LISTEN  7\n",
+        b"CONNECT " + b"7".rjust(23) + b"\n",  # 32 bytes
+        b"CONNECT " + b"0" * 30,
+    ],
+)
+def test_a_request_that_cloud_hypervisor_refuses_is_refused(emulator: Emulator, line: bytes) -> None:
+    with dial(emulator.uds) as host:
+        host.sendall(line)
+        assert not accepted(host)
+
+
+@CLOUD_HYPERVISOR
+def test_cloud_hypervisor_refuses_another_word_without_waiting_for_the_rest(emulator: Emulator) -> None:
+    with dial(emulator.uds) as host:
+        host.sendall(b"LISTEN 7")
+        assert not accepted(host)
+
+
+@CLOUD_HYPERVISOR
+def test_cloud_hypervisor_refuses_a_line_that_ends_too_soon_and_serves_the_next(emulator: Emulator) -> None:
+    with dial(emulator.uds) as host:
+        host.sendall(b"CONNECT 7")
+        host.shutdown(socket.SHUT_WR)
+        assert not accepted(host)
     connect(emulator.uds, 7).close()

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fastvsock.emulator.emulator import Emulator
-from fastvsock.emulator.guest import DEFAULT_SERVICES, Exec
+from fastvsock.emulator import DEFAULT_SERVICES, Emulator, Exec
 from fastvsock.errors import EmulatorError
 from fastvsock.host import socket_file
 from support import HANG

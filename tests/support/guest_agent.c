@@ -229,11 +229,11 @@ static int serve_unread(int fd, char **args)
 
 /*
  * A connection from the guest to the host's port. Firecracker passes it on to the Unix socket `<uds_path>_PORT`;
- * under the emulator there is no vsock, and FASTVSOCK_GUEST_BACK holds that path's prefix.
+ * under the emulator there is no vsock, and FASTVSOCK_HOST_SOCKET_PREFIX holds that path's prefix.
  */
 static int connect_back(const char *port)
 {
-    const char *prefix = getenv("FASTVSOCK_GUEST_BACK");
+    const char *prefix = getenv("FASTVSOCK_HOST_SOCKET_PREFIX");
     struct sockaddr_un un = {.sun_family = AF_UNIX};
     struct sockaddr_vm vm = {.svm_family = AF_VSOCK, .svm_cid = VMADDR_CID_HOST, .svm_port = (unsigned)number(port)};
     struct sockaddr *address = prefix ? (struct sockaddr *)&un : (struct sockaddr *)&vm;

@@ -1,4 +1,4 @@
-"""`fastvsock emulate UDS`: the VMM's side of a hybrid vsock and a guest behind it, without a VM."""
+"""`fastvsock emulate UDS`: the VMM's side of a hybrid vsock with a guest behind it, without a VM."""
 
 import argparse
 import resource
@@ -7,28 +7,40 @@ import signal
 from functools import partial
 from types import FrameType
 
-from ..emulator.emulator import Emulator
-from ..emulator.guest import DEFAULT_SERVICES, Exec, Service, Tcp, chargen, discard, echo
+from ..emulator import DEFAULT_SERVICES, VMMS, Emulator, Exec, Service, Tcp, chargen, discard, echo
+from ..emulator.emulator import path_warning
 from ..errors import UsageError, printable
 from ..handshake import parse_port
 from ..host.addresses import parse_target
 from ..stdio import log
 
 EPILOG = """\
-exit status: 128+n ended by signal n (SIGTERM, SIGINT, SIGHUP), once the children have ended and UDS is removed; 1 a
-failure, told on stderr in one line: UDS cannot be used, or a port is none; 2 wrong usage.
+exit status: 128+n ended by signal n (SIGTERM, SIGINT, SIGHUP), after the children have ended and UDS is removed;
+1 failure, explained in one line on stderr: UDS cannot be used, or an invalid guest port; 2 wrong usage.
+
+example:
+  fastvsock emulate /tmp/v.sock --exec 1000='tar xf - -C /tmp/guest' &
+  tar cf - . | fastvsock connect /tmp/v.sock 1000
 """
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add this command's arguments to `parser`."""
-    parser.description = (
-        "Listen on the Unix socket UDS as a VMM of the Firecracker family does, with services at the ports of a guest "
-        "that is not there. It treats closing, half-closing and stalled readers as Firecracker does, lost bytes "
-        "included. Ports 7 (echo), 9 (discard) and 19 (chargen) are served unless an option gives them another service."
-    )
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.description = """\
+Listen on the Unix socket UDS as a VMM does, with services at the ports of a guest that
+does not exist. Closing, half-closing and slow readers are treated as the real VMM treats
+them, lost bytes included. Ports 7 (echo), 9 (discard) and 19 (chargen) are served unless
+an option gives them another service."""
     parser.epilog = EPILOG
     parser.add_argument("uds", metavar="UDS", help="the Unix socket to create; a stale one is replaced")
+    parser.add_argument(
+        "--vmm",
+        choices=VMMS,
+        default="firecracker",
+        help="whose rules to follow (default: firecracker). cloud-hypervisor (53.0) passes half-closes on, both ways, "
+        "and accepts a CONNECT line in several pieces",
+    )
     group = parser.add_argument_group("guest services (each may be given more than once)")
     option = partial(group.add_argument, action="append", default=[])
     option("--echo", metavar="PORT", help="send back what comes")
@@ -37,8 +49,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     option(
         "--exec",
         metavar="PORT=COMMAND",
-        help="run COMMAND (no shell) for each connection, which is its stdin and stdout; "
-        "FASTVSOCK_GUEST_BACK holds the prefix of the host's sockets: connect to ${FASTVSOCK_GUEST_BACK}_PORT",
+        help="run COMMAND (without a shell) for each connection, as its stdin and stdout. To reach a port of the host, "
+        "COMMAND connects to the Unix socket ${FASTVSOCK_HOST_SOCKET_PREFIX}_PORT",
     )
     option("--tcp", metavar="PORT=HOST:PORT", help="join each connection to a TCP port")
     parser.add_argument("-v", "--verbose", action="store_true", help="log connections to stderr")
@@ -47,11 +59,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Serve until SIGTERM, SIGINT or SIGHUP, and return 128 plus its number.
 
-    Raises `UsageError` or `PortError` for a service that makes no sense, `EmulatorError` where `UDS` cannot be used.
+    Raises `UsageError` or `PortError` for an invalid service, `EmulatorError` where `UDS` cannot be used.
     """
     services = DEFAULT_SERVICES | _services(args)
     _raise_descriptor_limit()
-    emulator = Emulator(args.uds, services, log if args.verbose else None)
+    emulator = Emulator(args.uds, services, log if args.verbose else None, args.vmm)
     status = 0
 
     def on_signal(number: int, frame: FrameType | None) -> None:
@@ -60,10 +72,12 @@ def run(args: argparse.Namespace) -> int:
         emulator.stop()
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        if signal.getsignal(number) != signal.SIG_IGN:  # nohup, and a shell's background jobs, mean it so
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup, and a shell's background jobs, ignore some on purpose
             signal.signal(number, on_signal)
     try:
         emulator.listen()
+        if warning := path_warning(args.uds):
+            log(warning)
         names = ", ".join(f"{port} {_name(service)}" for port, service in sorted(services.items()))
         print(f"fastvsock emulate: listening on {printable(args.uds)} (ports {names})", flush=True)
         emulator.run()
@@ -86,7 +100,7 @@ def _services(args: argparse.Namespace) -> dict[int, Service]:
     services: dict[int, Service] = {}
     for port, service in asked:
         if port in services:
-            raise UsageError(f"port {port} is given two services: give it one")
+            raise UsageError(f"guest port {port} has two services: give it one")
         services[port] = service
     return services
 
@@ -96,9 +110,9 @@ def _exec(option: str) -> tuple[int, Service]:
     try:
         service = Exec.parse(command)
     except ValueError as error:
-        raise UsageError(f"--exec {option!r} makes no sense ({error}): give PORT=COMMAND") from None
+        raise UsageError(f"invalid --exec {option!r}: expected PORT=COMMAND ({error})") from None
     if not shutil.which(service.argv[0]):
-        raise UsageError(f"--exec {option!r}: there is no program {service.argv[0]!r}")
+        raise UsageError(f"invalid --exec {option!r}: no such program: {service.argv[0]!r}")
     return parse_port(port), service
 
 
