@@ -44,7 +44,7 @@ def test_a_bundle_that_was_installed_into_is_well(installed: Path) -> None:
         "port 22222",
         "uds",
     }
-    assert states == dict.fromkeys(names, "ok")
+    assert {name: states[name] for name in names} == dict.fromkeys(names, "ok")
     assert "runs through lib/ld" in found["tar"]["text"]
     assert "{}.{}.{}".format(*sys.version_info) in found["bundle python"]["text"]
 
@@ -170,8 +170,8 @@ def test_what_is_wrong_in_a_bundle_is_found(installed: Path, deed: str) -> None:
     [
         ("Python 3.14.0rc1+", "ok", "usr/bin/python3 is Python 3.14.0rc1+"),
         ("Python 3.11.9 (75b3de9d9035, Apr 21)\n[PyPy 7.3.17 with GCC 10.2.1]", "ok", "is Python 3.11.9"),
-        ("", "failed", "tells no version"),
-        ("nonsense", "failed", "tells no version"),
+        ("", "failed", "does not print its version"),
+        ("nonsense", "failed", "does not print its version"),
     ],
 )
 def test_the_version_of_the_bundles_python_is_read_from_whatever_it_prints(
@@ -196,7 +196,7 @@ def test_a_look_that_fails_in_a_way_that_nobody_thought_of_is_a_finding(
         raise IndexError("of nothing")
 
     monkeypatch.setattr(bundle_module.Bundle, "find", fail)
-    monkeypatch.setattr(machine, "_listening", fail)
+    monkeypatch.setattr(machine, "listening_inodes", fail)
     found = findings("--root", installed, code=1)
     for name in ("tar", "bundle python", "port 22222"):
         assert found[name]["state"] == "failed"

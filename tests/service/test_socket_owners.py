@@ -60,3 +60,21 @@ def test_the_question_costs_the_same_however_many_connections_have_ended(monkeyp
         except OSError as error:
             pytest.skip(f"this machine: netlink may not be used: {error}")
         assert sock_diag.other_end(accepted)
+
+
+def test_of_two_connections_from_one_port_the_right_one_is_found(way: str) -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.create_server(("127.0.0.1", 0)) as other_server,
+        socket.socket() as client,
+        socket.socket() as other,
+    ):
+        for sock in (client, other):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        client.bind(("127.0.0.1", 0))
+        other.bind(client.getsockname())
+        client.connect(server.getsockname())
+        other.connect(other_server.getsockname())
+        for one, its_server in ((client, server), (other, other_server)):
+            with its_server.accept()[0] as accepted:
+                assert sock_diag.other_end(accepted) == (1, os.getuid(), os.fstat(one.fileno()).st_ino)

@@ -1,4 +1,4 @@
-"""`fastvsock doctor [UDS [PORT]]`: the troubleshooting, as a program."""
+"""`fastvsock doctor [UDS [PORT]]`: diagnose common problems and suggest fixes."""
 
 import argparse
 import json
@@ -20,7 +20,8 @@ def main(arguments: list[str]) -> int:
     """Run the subcommand and return the exit status."""
     parser = argparse.ArgumentParser(
         prog="fastvsock doctor",
-        description=f"{description('doctor')} Exit status: 0 unless something failed, then 1.",
+        description=f"{description('doctor')} It connects to a VMM only if PORT is given. A bug report should contain "
+        "the output of --json. Exit status: 1 if a check failed, else 0.",
     )
     add_arguments(parser)
     options = parser.parse_args(arguments)
@@ -28,10 +29,10 @@ def main(arguments: list[str]) -> int:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What `doctor` and `runcvm check` both take."""
-    parser.add_argument("uds", metavar="UDS", nargs="?", help=f"the VMM's vsock socket (default {UDS}, if it is there)")
-    parser.add_argument("port", metavar="PORT", nargs="?", help="a guest port, to try the handshake with")
-    parser.add_argument("--json", action="store_true", help="the findings as a JSON array on stdout")
+    """Add the arguments that `doctor` and `runcvm check` share."""
+    parser.add_argument("uds", metavar="UDS", nargs="?", help=f"the VMM's vsock socket (default {UDS}, if it exists)")
+    parser.add_argument("port", metavar="PORT", nargs="?", help="a guest port to connect to, to try the handshake")
+    parser.add_argument("--json", action="store_true", help="print the findings as a JSON array, for programs")
 
 
 def look(options: argparse.Namespace) -> "list[Finding]":
@@ -59,7 +60,7 @@ def report(findings: "Sequence[Finding]", options: argparse.Namespace) -> int:
 
 
 def put(text: str) -> None:
-    """Print to stdout, and know whether that went well."""
+    """Print to stdout, where surrogates are escaped and an error is a sentence."""
     try:
         print(text.encode(errors="backslashreplace").decode(), end="", flush=True)
     except BrokenPipeError:

@@ -1,1 +1,1 @@
-"""What `fastvsock doctor` looks at: this machine and a VMM's socket."""
+"""What `fastvsock doctor` checks: this machine, and a VMM's socket."""

@@ -1,4 +1,4 @@
-"""A finding of `fastvsock doctor` or `fastvsock runcvm check`: ok, a warning or a failure, with what to do."""
+"""A finding of `fastvsock doctor` or `fastvsock runcvm check`: ok, a warning or a failure, and what to do about it."""
 
 import os
 from collections.abc import Callable
@@ -13,7 +13,7 @@ REINSTALL = "reinstall the RunCVM bundle"
 
 @dataclass(frozen=True)
 class Finding:
-    """What was looked at, how it is, and, unless it is well, what to do."""
+    """What was checked, the state it is in, and what to do, which is empty where the state is `OK`."""
 
     check: str
     state: str
@@ -22,7 +22,7 @@ class Finding:
 
 
 def looked(name: str, look: Callable[..., Finding], *arguments: Any) -> Finding:
-    """What a look finds. What it fails at is a finding too: the others are still worth having."""
+    """The finding of `look`. An exception becomes a finding too, since the other checks are still worth having."""
     try:
         return look(*arguments)
     except BundleError as error:
@@ -30,5 +30,5 @@ def looked(name: str, look: Callable[..., Finding], *arguments: Any) -> Finding:
     except Exception as error:
         if os.environ.get("FASTVSOCK_DEBUG") == "1":
             raise
-        text = f"cannot be looked at: {type(error).__name__}: {error}"
-        return Finding(name, FAILED, text, "look by hand (FASTVSOCK_DEBUG=1 shows where it failed)")
+        text = f"cannot be checked: {type(error).__name__}: {error}"
+        return Finding(name, FAILED, text, "check it by hand (FASTVSOCK_DEBUG=1 shows where the check failed)")

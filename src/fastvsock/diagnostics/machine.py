@@ -1,39 +1,49 @@
-"""Diagnoses this machine: its Python, the engine, and the process that holds RunCVM's global port."""
+"""Checks this machine: versions, limits, the engine, and which process holds RunCVM's global port."""
 
 import os
 import re
+import resource
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from .. import engines, errors
+from .. import __version__, engines, errors
+from ..host.process_tree import has_open, name_of, processes
+from ..host.sock_diag import PROC_NET, listening_inodes
 from .findings import FAILED, OK, WARNING, Finding, looked
 
 GLOBAL_PORT = 22222  # RunCVM's one proxy for all
-PROC_NET = "/proc/net"
+SYSCTLS = "/proc/sys/fs"
+PIPE_LIMITS = ("pipe-max-size", "pipe-user-pages-soft", "pipe-user-pages-hard")  # pipe(7)
+LEAST_DESCRIPTORS = 4096  # 1,023 connections, which is all that a VM can have, with four descriptors each
 
 
 def check_here() -> Iterator[Finding]:
-    """This Python, its engine, and who holds RunCVM's global port here."""
+    """The versions and limits that a report of a fault needs, and what commonly goes wrong on a machine."""
+    yield Finding("fastvsock", OK, f"fastvsock {__version__}, in {Path(__file__).parents[1]}")
     yield looked("python", python_finding, f"Python {sys.version}", sys.executable)
     yield looked("engine", _own_engine)
+    yield looked("system", _system)
+    yield looked("pipes", _pipes)
+    yield looked("descriptors", _descriptors)
     yield looked("port 22222", _global_port)
 
 
-def python_finding(said: str, path: str, check: str = "python") -> Finding:
-    """`said` is what `python3 -V` prints: PyPy has more numbers in it."""
-    version = re.search(r"Python (\d+)\.(\d+)[\w.+]*", said)
-    if version is None:
-        return Finding(check, FAILED, f"{path} tells no version: {said!r}", "see that it is Python 3.11 or newer")
-    if tuple(map(int, version.groups())) < (3, 11):
-        return Finding(check, FAILED, f"{path} is {version.group()}", "fastvsock needs 3.11 or newer")
-    return Finding(check, OK, f"{path} is {version.group()}")
+def python_finding(version: str, path: str, check: str = "python") -> Finding:
+    """Whether the Python at `path` is new enough. `version` is what `python3 -V` prints; PyPy prints more numbers."""
+    number = re.search(r"Python (\d+)\.(\d+)[\w.+]*", version)
+    if number is None:
+        text = f"{path} does not print its version: {version!r}"
+        return Finding(check, FAILED, text, "make sure that it is Python 3.11 or newer")
+    if tuple(map(int, number.groups())) < (3, 11):
+        return Finding(check, FAILED, f"{path} is {number.group()}", "install Python 3.11 or newer")
+    return Finding(check, OK, f"{path} is {number.group()}")
 
 
 def engine_finding(chosen: str, reason: str, check: str = "engine") -> Finding:
     """Whether the engine is the fast one."""
     if chosen == "splice":
-        return Finding(check, OK, "splice: it is there, and loads")
+        return Finding(check, OK, "splice: it is installed, and loads")
     return Finding(check, WARNING, f"copy, which takes more CPU time: {reason}", "install the wheel for this platform")
 
 
@@ -50,34 +60,52 @@ def _own_engine() -> Finding:
         return engine_finding("copy", str(error))
 
 
+def _system() -> Finding:
+    kernel = os.uname()
+    return Finding("system", OK, f"{kernel.sysname} {kernel.release} on {kernel.machine}, {_libc()}")
+
+
+def _libc() -> str:
+    """The C library that this Python runs on."""
+    try:
+        return os.confstr("CS_GNU_LIBC_VERSION") or "an unknown libc"
+    except (OSError, ValueError):  # a name of glibc alone
+        return "musl" if "/ld-musl-" in Path("/proc/self/maps").read_text() else "an unknown libc"
+
+
+def _pipes() -> Finding:
+    return Finding("pipes", OK, ", ".join(f"fs.{name} {_sysctl(name)}" for name in PIPE_LIMITS))
+
+
+def _sysctl(name: str) -> str:
+    try:
+        return Path(SYSCTLS, name).read_text().strip()
+    except OSError:  # sandboxes have not all of them
+        return "unknown"
+
+
+def _descriptors() -> Finding:
+    soft, hard = (
+        "unlimited" if limit == resource.RLIM_INFINITY else str(limit)
+        for limit in resource.getrlimit(resource.RLIMIT_NOFILE)
+    )
+    text = f"open files: ulimit -n {soft}, -Hn {hard}"
+    if hard.isdigit() and int(hard) < LEAST_DESCRIPTORS:
+        advice = f"raise the hard limit to {LEAST_DESCRIPTORS}, which 1,023 connections of a proxy need"
+        return Finding("descriptors", WARNING, text, advice)
+    return Finding("descriptors", OK, text)
+
+
 def _global_port() -> Finding:
-    tables = [table for name in ("tcp", "tcp6") if (table := Path(PROC_NET, name)).exists()]
-    if not tables:
-        text = f"nobody can tell who listens on 127.0.0.1:22222: {PROC_NET} is not there"
-        return Finding("port 22222", WARNING, text, "look where /proc is mounted")
-    inodes = {inode for table in tables for inode in _listening(table)}
+    try:
+        inodes = listening_inodes(GLOBAL_PORT)
+    except FileNotFoundError:
+        text = f"cannot find out which process listens on 127.0.0.1:{GLOBAL_PORT}: {PROC_NET} does not exist"
+        return Finding("port 22222", WARNING, text, "run fastvsock doctor where /proc is mounted")
     if not inodes:
-        return Finding("port 22222", OK, "nothing listens on 127.0.0.1:22222 in this network namespace")
-    who = ", ".join(_holders(inodes)) or "a process that this user may not look into"
-    advice = "whatever goes through it shares it: end it, once exec and cp have transports of their own"
-    return Finding("port 22222", WARNING, f"127.0.0.1:22222 is held by {who}", advice)
-
-
-def _listening(table: Path) -> Iterator[str]:
-    """The inodes of the sockets that take connections to 127.0.0.1:22222: proc(5), /proc/net/tcp."""
-    for line in table.read_text().splitlines()[1:]:
-        _, local, _, state, *rest = line.split()
-        address, _, port = local.partition(":")
-        loopback = address in ("0100007F", "7F000001") or not address.strip("0")
-        if state == "0A" and int(port, 16) == GLOBAL_PORT and loopback:
-            yield rest[5]
-
-
-def _holders(inodes: set[str]) -> Iterator[str]:
-    links = {f"socket:[{inode}]" for inode in inodes}
-    for process in sorted(Path("/proc").glob("[0-9]*"), key=lambda path: int(path.name)):
-        try:
-            if any(os.readlink(entry) in links for entry in (process / "fd").iterdir()):
-                yield f"{(process / 'comm').read_text().strip()} (pid {process.name})"
-        except OSError:  # gone, or another user's
-            continue
+        return Finding("port 22222", OK, f"nothing listens on 127.0.0.1:{GLOBAL_PORT} in this network namespace")
+    holders = [pid for pid in sorted(processes()) if any(has_open(pid, inode) for inode in inodes)]
+    names = ", ".join(f"{name_of(pid)} (pid {pid})" for pid in holders)
+    text = f"127.0.0.1:{GLOBAL_PORT} is held by {names or 'a process that this user may not inspect'}"
+    advice = "all exec and cp sessions that go through it share it: end it, once they have transports of their own"
+    return Finding("port 22222", WARNING, text, advice)

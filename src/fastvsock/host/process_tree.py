@@ -87,3 +87,19 @@ def users_of(pid: int) -> set[int]:
     except OSError:
         return {0, os.getuid()} if exists(pid) else set()
     return {int(line.split()[2]) for line in lines if line.startswith("Uid:")}
+
+
+def name_of(pid: int) -> str:
+    """The name that a process has, in full; empty where /proc hides it.
+
+    The kernel keeps 15 bytes of it, which are the program's, the script's, or of the process's own choice: proc(5).
+    """
+    try:
+        name = _read(f"/proc/{pid}/comm").rstrip("\n")
+    except OSError:
+        return ""
+    try:
+        program = os.path.basename(os.readlink(f"/proc/{pid}/exe")).removesuffix(" (deleted)")
+    except OSError:
+        return name  # another user's
+    return program if program.startswith(name) else name

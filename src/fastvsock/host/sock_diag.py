@@ -16,6 +16,7 @@ import errno
 import os
 import socket
 import struct
+from collections.abc import Iterator
 
 NETLINK_SOCK_DIAG = 4  # include/uapi/linux/netlink.h
 SOCK_DIAG_BY_FAMILY = 20
@@ -30,6 +31,8 @@ MAPPED = "::ffff:"  # an IPv4 client of a socket for both: RFC 4291, 2.5.5.2
 # include/net/tcp_states.h. A socket in TIME_WAIT, or in FIN_WAIT2 once its process has closed it, is but a remnant
 # (tcp_timewait_sock), which knows no user and says 0.
 FIN_WAIT1, FIN_WAIT2, TIME_WAIT = 4, 5, 6
+LISTEN = 10
+PROC_NET = "/proc/net"
 
 Ends = tuple[int, str, int, str, int, int]  # family, a socket's own host and port, its peer's, the interface
 Found = tuple[int, int, int]  # state, uid, and inode: 0 where no process has the socket open any more
@@ -82,14 +85,31 @@ def _ask(ends: Ends) -> Found | None:
 
 def _look_up(ends: Ends) -> Found | None:
     family, host, port, peer, peer_port, _ = ends
-    local, remote = _in_table(family, host, port), _in_table(family, peer, peer_port)
-    with open("/proc/net/tcp6" if family == socket.AF_INET6 else "/proc/net/tcp") as lines:
+    remote = _in_table(family, peer, peer_port)
+    return next((found for theirs, found in _sockets_at(family, host, port) if theirs == remote), None)
+
+
+def listening_inodes(port: int) -> set[int]:
+    """The inodes of the sockets that accept connections to `port` of 127.0.0.1, in this network namespace.
+
+    Raises `FileNotFoundError` where /proc/net is not there.
+    """
+    addresses = [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET, "0.0.0.0")]
+    if os.path.exists(f"{PROC_NET}/tcp6"):  # not where IPv6 is switched off
+        addresses += [(socket.AF_INET6, "::"), (socket.AF_INET6, f"{MAPPED}127.0.0.1")]
+    found = [found for family, host in addresses for _, found in _sockets_at(family, host, port)]
+    return {inode for state, _, inode in found if state == LISTEN}
+
+
+def _sockets_at(family: int, host: str, port: int) -> Iterator[tuple[str, Found]]:
+    """The TCP sockets that have this address, from /proc/net: see proc(5). Each with its peer's, as written there."""
+    local = _in_table(family, host, port)
+    with open(f"{PROC_NET}/tcp6" if family == socket.AF_INET6 else f"{PROC_NET}/tcp") as lines:
         for line in lines:
             if local in line:
-                fields = line.split()
-                if fields[1] == local and fields[2] == remote:
-                    return int(fields[3], 16), int(fields[7]), int(fields[9])
-    return None
+                _, address, peer, state, _, _, _, uid, _, inode, *_ = line.split()
+                if address == local:
+                    yield peer, (int(state, 16), int(uid), int(inode))
 
 
 def _in_table(family: int, host: str, port: int) -> str:

@@ -119,17 +119,14 @@ class SocketFile:
                 raise FileExistsError(errno.EEXIST, NO_SOCKET)
         except FileNotFoundError:
             return False
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
-            try:
-                probe.connect(self.address)
-            except ConnectionRefusedError:
-                return True
-            except FileNotFoundError:
-                return False
-            except OSError as error:
-                if error.errno not in (errno.EPROTOTYPE, errno.EPERM):
-                    raise
-        raise OSError(errno.EADDRINUSE, IN_USE)
+        number = probe(self.address)
+        if number == errno.ENOENT:
+            return False
+        if number in (0, errno.EPROTOTYPE, errno.EPERM):
+            raise OSError(errno.EADDRINUSE, IN_USE)
+        if number != errno.ECONNREFUSED:
+            raise OSError(number, os.strerror(number))
+        return True
 
     def _look(self) -> os.stat_result:
         return os.stat(self._name, dir_fd=self._folder, follow_symlinks=False)
@@ -148,3 +145,12 @@ class SocketFile:
 
     def _unlock(self) -> None:
         fcntl.flock(self._folder, fcntl.LOCK_UN)
+
+
+def probe(address: str | bytes) -> int:
+    """What connect(2) reports to a datagram socket, as an errno or 0. The process that listens does not notice.
+
+    EPROTOTYPE: a process has a stream socket open there. ECONNREFUSED: none has. 0 or EPERM: a datagram socket.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        return sock.connect_ex(address)
