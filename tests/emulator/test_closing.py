@@ -93,7 +93,7 @@ def guest_of(emulator: Emulator, guest: Guest) -> socket.socket:
     return guest.accept()
 
 
-def test_what_the_guest_did_not_read_before_it_closed_is_no_harm(emulator: Emulator, guest: Guest) -> None:
+def test_what_the_guest_did_not_read_before_it_closed_is_harmless(emulator: Emulator, guest: Guest) -> None:
     with connect(emulator.uds, GUEST) as host, guest.accept() as end:
         host.sendall(b"unread")
         until(lambda: end.recv(9, socket.MSG_PEEK) == b"unread")

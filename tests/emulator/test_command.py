@@ -56,7 +56,7 @@ def test_when_its_terminal_goes_the_command_takes_its_children_along(tmp_path: P
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
-def test_the_command_heeds_no_signal_that_was_ignored_before(tmp_path: Path, number: signal.Signals) -> None:
+def test_the_command_leaves_signals_ignored_that_were_ignored_before(tmp_path: Path, number: signal.Signals) -> None:
     uds = str(tmp_path / "v.sock")
     with started(command(uds), preexec_fn=lambda: signal.signal(number, signal.SIG_IGN)) as child:
         ready_line(child)
@@ -219,7 +219,7 @@ def test_an_empty_path_is_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("limit", [40, 41, 42])
-def test_out_of_descriptors_it_answers_nobody_until_a_connection_ends(tmp_path: Path, limit: int) -> None:
+def test_out_of_descriptors_it_answers_no_connection_until_a_connection_ends(tmp_path: Path, limit: int) -> None:
     uds = str(tmp_path / "v.sock")
     with started(["sh", "-c", f'ulimit -n {limit}; exec "$@"', "sh", *command(uds)]) as child:
         ready_line(child)

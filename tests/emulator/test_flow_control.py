@@ -12,9 +12,9 @@ from fastvsock.emulator import connection as connection_module
 from support import HANG, pattern
 from support.guests import (
     GUEST,
-    NOBODY,
     PACKET,
     SOON,
+    UNUSED,
     Guest,
     accepted,
     connect,
@@ -28,7 +28,7 @@ from support.guests import (
 
 @pytest.fixture
 def short_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A deadline of 0.2 s for closed connections, so that nobody waits for 2."""
+    """A deadline of 0.2 s for closed connections, so that no test waits for 2."""
     monkeypatch.setattr(connection_module, "CLOSE_DEADLINE", 0.2)
 
 
@@ -41,9 +41,9 @@ def stalled(emulator: Emulator, guest: Guest, size: int) -> socket.socket:
     return host
 
 
-def dial_nobody(emulator: Emulator) -> None:
+def dial_unused(emulator: Emulator) -> None:
     with dial(emulator.uds) as host:
-        host.sendall(b"CONNECT %d\n" % NOBODY)
+        host.sendall(b"CONNECT %d\n" % UNUSED)
         assert not accepted(host)
 
 
@@ -70,7 +70,7 @@ def dial_badly(emulator: Emulator) -> None:
 
 @pytest.mark.usefixtures("short_deadline")
 @pytest.mark.parametrize("lost", [6_848, 26_848, 28_992])
-@pytest.mark.parametrize("event", [dial_echo, dial_nobody, dial_from_the_guest])
+@pytest.mark.parametrize("event", [dial_echo, dial_unused, dial_from_the_guest])
 def test_the_next_connection_cuts_off_what_was_in_the_vmms_buffer(
     emulator: Emulator, guest: Guest, event: Callable[[Emulator], None], lost: int
 ) -> None:
@@ -128,7 +128,7 @@ def test_small_writes_to_a_host_that_does_not_read_arrive_in_order(emulator: Emu
         assert receive(host, start + 1000) == pattern(start + 1000)
 
 
-def test_a_few_bytes_pass_at_once_though_they_are_no_packet(emulator: Emulator, guest: Guest) -> None:
+def test_a_few_bytes_pass_at_once_though_they_are_not_a_packet(emulator: Emulator, guest: Guest) -> None:
     with connect(emulator.uds, GUEST) as host, guest.accept() as end:
         for size in (1, 40_000, 65_535, 2):
             end.sendall(pattern(size))

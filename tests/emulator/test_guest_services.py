@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from fastvsock.emulator import Emulator, Exec, Tcp, discard, launcher
+from fastvsock.emulator import VMMS, Emulator, Exec, Tcp, discard, launcher
+from fastvsock.emulator import guest as guest_module
 from support import HANG, pattern
-from support.guests import SHELL, accepted, connect, dial, drain, receive, until
+from support.guests import SHELL, SOON, accepted, connect, dial, drain, receive, until
 
 
 def test_echo_brings_all_back_under_load(emulator: Emulator) -> None:
@@ -162,11 +163,11 @@ def test_a_service_that_fails_closes_its_connection(tmp_path: Path) -> None:
 
 
 @contextmanager
-def tcp_behind(folder: Path) -> Iterator[tuple[socket.socket, Emulator]]:
+def tcp_behind(folder: Path, vmm: str = "firecracker") -> Iterator[tuple[socket.socket, Emulator]]:
     """A TCP server, and an emulator whose guest has it at port 22."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(HANG)
-        with Emulator(folder / "v.sock", {22: Tcp(*server.getsockname())}) as emulator:
+        with Emulator(folder / "v.sock", {22: Tcp(*server.getsockname())}, vmm=vmm) as emulator:
             yield server, emulator
 
 
@@ -177,6 +178,31 @@ def test_a_tcp_port_is_joined_and_its_end_is_a_full_close(tmp_path: Path) -> Non
             assert receive(tcp, 2) == b"up"
             tcp.sendall(b"down")
         assert drain(host) == b"down"
+
+
+@pytest.mark.parametrize("vmm", VMMS)
+def test_a_tcp_server_that_half_closes_goes_on_reading(tmp_path: Path, vmm: str) -> None:
+    with tcp_behind(tmp_path, vmm) as (server, emulator), connect(emulator.uds, 22) as host, server.accept()[0] as tcp:
+        tcp.sendall(b"all I say")
+        tcp.shutdown(socket.SHUT_WR)
+        assert receive(host, 9) == b"all I say"
+        time.sleep(SOON)  # a connection that ended would have ended by now
+        sender = threading.Thread(target=host.sendall, args=(pattern(1_000_000),))
+        sender.start()
+        assert receive(tcp, 1_000_000) == pattern(1_000_000)
+        sender.join(HANG)
+        tcp.close()
+        assert host.recv(1) == b""
+        until(lambda: not emulator._connections)
+
+
+def test_the_end_of_a_tcp_server_that_cannot_be_asked_about_is_a_close(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guest_module, "other_end", lambda sock: None)  # as for one on another machine
+    with tcp_behind(tmp_path) as (server, emulator), connect(emulator.uds, 22) as host, server.accept()[0] as tcp:
+        tcp.shutdown(socket.SHUT_WR)
+        assert host.recv(1) == b""
 
 
 def test_small_pieces_to_a_tcp_port_do_not_wait_for_acknowledgements(

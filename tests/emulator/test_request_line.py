@@ -7,7 +7,7 @@ import pytest
 
 from fastvsock.emulator import Emulator
 from support import pattern
-from support.guests import NOBODY, accepted, connect, dial, receive
+from support.guests import UNUSED, accepted, connect, dial, receive
 
 
 def test_the_answer_is_ok_and_a_port_from_2_to_the_30_up(emulator: Emulator) -> None:
@@ -96,13 +96,13 @@ def test_payload_behind_the_line_in_the_same_write_is_delivered(emulator: Emulat
         assert receive(host, len(payload)) == payload
 
 
-def test_a_port_where_nobody_listens_is_an_end_of_file_without_a_word(emulator: Emulator) -> None:
+def test_a_port_where_nothing_listens_is_an_end_of_file_without_an_answer(emulator: Emulator) -> None:
     with dial(emulator.uds) as host:
-        host.sendall(b"CONNECT %d\n" % NOBODY)
+        host.sendall(b"CONNECT %d\n" % UNUSED)
         assert host.recv(100) == b""
 
 
-def test_a_host_that_connects_and_leaves_does_no_harm(emulator: Emulator) -> None:
+def test_a_host_that_connects_and_leaves_is_harmless(emulator: Emulator) -> None:
     dial(emulator.uds).close()
     connect(emulator.uds, 7).close()
 

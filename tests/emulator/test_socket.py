@@ -47,7 +47,7 @@ def test_a_listener_is_left_alone_without_being_connected_to(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_SEQPACKET, socket.SOCK_DGRAM])
-def test_a_socket_of_any_kind_that_somebody_has_open_is_left_alone(tmp_path: Path, kind: socket.SocketKind) -> None:
+def test_a_socket_of_any_kind_that_a_process_has_open_is_left_alone(tmp_path: Path, kind: socket.SocketKind) -> None:
     path = tmp_path / "v.sock"
     with socket.socket(socket.AF_UNIX, kind) as bound:
         bound.bind(str(path))
@@ -56,10 +56,10 @@ def test_a_socket_of_any_kind_that_somebody_has_open_is_left_alone(tmp_path: Pat
     assert stat.S_ISSOCK(path.lstat().st_mode)
 
 
-def test_a_file_that_is_no_socket_is_left_alone(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_socket_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "precious"
     path.write_text("data")
-    with pytest.raises(EmulatorError, match="no socket"):
+    with pytest.raises(EmulatorError, match="socket"):
         Emulator(path).start()
     assert path.read_text() == "data"
 
@@ -73,7 +73,7 @@ def test_a_socket_that_has_taken_its_place_is_not_removed(tmp_path: Path) -> Non
     assert stat.S_ISSOCK(path.lstat().st_mode)
 
 
-def test_a_missing_folder_is_told(tmp_path: Path) -> None:
+def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(EmulatorError, match="cannot listen there: No such file"):
         Emulator(tmp_path / "not" / "there").start()
 
@@ -145,7 +145,7 @@ def test_an_emulator_waits_while_another_looks_at_a_stale_socket(
     emulator.close()
 
 
-def test_a_folder_that_somebody_keeps_locked_holds_up_neither_the_start_nor_the_end(
+def test_a_folder_that_another_process_keeps_locked_delays_neither_the_start_nor_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(socket_file, "LOCK_PATIENCE", 0.2)
@@ -154,8 +154,8 @@ def test_a_folder_that_somebody_keeps_locked_holds_up_neither_the_start_nor_the_
     folder = os.open(tmp_path, os.O_RDONLY)
     fcntl.flock(folder, fcntl.LOCK_EX)
     with Emulator(tmp_path / "first") as running:
-        with pytest.raises(EmulatorError, match="another process keeps its folder locked") as told:
+        with pytest.raises(EmulatorError, match="another process keeps its folder locked") as caught:
             Emulator(tmp_path / "stale").start()
-        assert told.value.errno == errno.EAGAIN
+        assert caught.value.errno == errno.EAGAIN
     assert not os.path.lexists(running.uds)
     os.close(folder)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from support import HANG
 
 SOON = 0.3  # seconds in which what must not happen would have happened
-GUEST, SHELL, NOBODY = 5000, 5001, 1999
+GUEST, SHELL, UNUSED = 5000, 5001, 1999
 PACKET = 65536
 
 
@@ -47,7 +47,7 @@ def connect(uds: str, port: int) -> socket.socket:
 
 
 def accepted(host: socket.socket) -> bool:
-    """Whether OK comes. Takes the answer off the socket, which else has no word."""
+    """Whether OK comes. Takes the answer off the socket; a refusal has none."""
     answer = b""
     try:
         while not answer.endswith(b"\n"):

@@ -8,7 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
+from ..host.sock_diag import other_end
+
 PACKET = 65536  # bytes in a packet, and in the VMM's buffer; csm/mod.rs
+LOOK = 0.1  # seconds between looks at a TCP server that has half-closed
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,8 @@ class Exec:
 class Tcp:
     """A service that joins each connection to a TCP port, as a guest would with socat.
 
-    The host's end of file becomes a half-close of the TCP connection. An end of file from the TCP port ends both.
+    Half-closes are passed on, both ways. A server on this machine has closed when no process has its socket open any
+    more (host/sock_diag.py); of one on another machine nothing but the end of file is seen, which counts as a close.
     Nagle's algorithm is off: together with delayed acknowledgements it would add 40 ms to each small request.
     """
 
@@ -49,6 +53,8 @@ class Tcp:
             up = threading.Thread(target=_forward, args=(guest, tcp), daemon=True)
             up.start()
             _forward(tcp, guest)
+            while up.is_alive() and _is_half_closed(tcp):
+                up.join(LOOK)
             for end in (guest, tcp):
                 shutdown(end, socket.SHUT_RDWR)
             up.join()
@@ -104,6 +110,15 @@ def _forward(source: socket.socket, target: socket.socket) -> None:
     except OSError:
         pass
     shutdown(target, socket.SHUT_WR)
+
+
+def _is_half_closed(tcp: socket.socket) -> bool:
+    """Whether a process of this machine still has the other end of a TCP connection open, which has sent its end."""
+    try:
+        found = other_end(tcp)
+    except OSError:
+        return False  # reset, or the kernel does not answer
+    return found is not None and found[2] != 0
 
 
 def shutdown(sock: socket.socket, how: int) -> None:
