@@ -187,6 +187,7 @@ def test_an_unknown_vmm_is_wrong_usage_and_a_value_error(tmp_path: Path) -> None
         Emulator(uds, vmm="qemu")
 
 
+@pytest.mark.parametrize("options", [[], ["-v"]])
 @pytest.mark.parametrize(
     ("size", "words"),
     [
@@ -199,11 +200,13 @@ def test_an_unknown_vmm_is_wrong_usage_and_a_value_error(tmp_path: Path) -> None
         (108, "the path of the UDS has 108 bytes, and a Unix socket address 107: a VMM cannot listen there"),
     ],
 )  # fmt: skip
-def test_a_path_that_is_too_long_for_a_vmm_is_reported_at_the_start(tmp_path: Path, size: int, words: str) -> None:
+def test_a_path_that_is_too_long_for_a_vmm_is_reported_at_the_start(
+    tmp_path: Path, size: int, words: str, options: list[str]
+) -> None:
     folder = tmp_path / "d"
     folder.mkdir()
     uds = f"{folder}/".ljust(size, "v")
-    with started(command(uds)) as child:
+    with started(command(uds, *options)) as child:
         assert "listening" in ready_line(child)
         child.terminate()
         child.wait(HANG)

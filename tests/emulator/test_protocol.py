@@ -207,7 +207,7 @@ def a_guest_that_does_not_read(endpoint: Endpoint) -> object:
         sent, least, silent = 0, 327_680 - 65_536, 0
         while silent < 1 or (sent < least and silent < 20):  # a busy machine is silent for a second too
             try:
-                sent += host.send(bytes(4096))
+                sent += host.send(bytes(65_536))  # queues are charged by the piece: small ones fill them sooner
                 silent = 0
             except TimeoutError:
                 silent += 1

@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
             signal.signal(number, on_signal)
     try:
         emulator.listen()
-        if warning := path_warning(args.uds):
+        if not args.verbose and (warning := path_warning(args.uds)):
             log(warning)
         names = ", ".join(f"{port} {_name(service)}" for port, service in sorted(services.items()))
         print(f"fastvsock emulate: listening on {printable(args.uds)} (ports {names})", flush=True)

@@ -27,7 +27,9 @@ from .vmm import VMMS
 
 MAX_CONNECTIONS = 1023  # unix/mod.rs
 FIRST_HOST_PORT = 1 << 30  # muxer.rs
-GUEST_BUFFER = 106496  # SO_SNDBUF towards the guest; then 262,144 bytes wait for it to read, as in a Linux guest
+# SO_SNDBUF towards the guest. 262,144 bytes wait for it to read, as in a Linux guest, where they come in packets of
+# 64 KiB; smaller pieces fill this queue sooner, since it is charged by the piece.
+GUEST_BUFFER = 106496
 BACKLOG = 4096
 LONGEST_SUFFIX = len("_4294967295")  # behind the UDS's path, for a port of the host
 
@@ -46,9 +48,9 @@ class Emulator:
     """A VMM's side of a hybrid vsock at the path `uds`, with `services` as the guest's listeners.
 
     `services` maps guest ports to what serves them (`DEFAULT_SERVICES` unless given); all other ports refuse. `log`
-    is called with a sentence for each connection that begins, ends or is refused. `vmm` is whose rules hold:
-    ``firecracker``, or ``cloud-hypervisor`` (53.0), which passes half-closes on and takes a CONNECT line in pieces.
-    Raises `ValueError` for any other name.
+    is called with a sentence for each connection that begins, ends or is refused, and for a path that is too long for a
+    VMM. `vmm` is the VMM whose rules hold: ``firecracker``, or ``cloud-hypervisor`` (53.0), which passes half-closes on
+    and accepts a CONNECT line in pieces. Raises `ValueError` for any other name.
 
         with Emulator("/tmp/v.sock", {7: echo, 22: Tcp("127.0.0.1", 22)}):
             fastvsock.connect("/tmp/v.sock", 7)
@@ -117,6 +119,8 @@ class Emulator:
             reason = error.strerror or str(error)
             raise EmulatorError(f"{printable(self.uds)}: cannot listen there: {reason}", error.errno or 0) from None
         self._poller.watch(self._listener.fileno(), IN, self._on_listener)
+        if warning := path_warning(self.uds):
+            self._log(warning)
 
     def run(self) -> None:
         """Serve until `stop`."""
