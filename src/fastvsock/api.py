@@ -85,6 +85,7 @@ def relay(
     wfd: int,
     *,
     linger: float | None = None,
+    idle_timeout: float | None = None,
     engine: str | None = None,
 ) -> RelayResult:
     """Move bytes between the connected stream socket `sock` and two descriptors until the guest closes.
@@ -92,25 +93,30 @@ def relay(
     `rfd` (int) is read until its end and `wfd` (int) written; both, and `sock`, stay open, and their modes are as
     before when it returns. `linger` (seconds, 0 or more; default 0.5): how long nothing may move after the end of `rfd`
     before `sock` is half-closed, which makes a VMM close it; 0 at once, infinity never. If `rfd` gives nothing at all,
-    the default is never. `engine` is ``auto``, ``splice`` or ``copy``; the default is FASTVSOCK_ENGINE's, or ``auto``.
+    the default is never. `idle_timeout` (seconds, more than 0; None is no limit): how long nothing may move in either
+    direction, not even in the socket's queues, before the relay is given up.
+    `engine` is ``auto``, ``splice`` or ``copy``; the default is FASTVSOCK_ENGINE's, or ``auto``.
 
     It also returns when nobody reads `wfd` any more; `RelayResult.ended` tells.
 
     Raises, each of them a `FastvsockError`:
 
-    - `DurationError` (a `ValueError`) for a `linger` that is no time.
+    - `DurationError` (a `ValueError`) for an invalid `linger` or `idle_timeout`.
     - `EngineError` for an engine that is not there.
     - `ConnectionBrokenError` (`ConnectionError`): the socket broke.
+    - `IdleTimeoutError` (`TimeoutError`): nothing moved for `idle_timeout` seconds.
     - `StreamError` (`OSError`): reading `rfd` or writing `wfd` failed, because they are not open for instance.
-    - `RelayError` (`OSError`), of which the last two are: the socket is closed, or there is no descriptor or no thread
-      left for a relay.
+    - `RelayError` (`OSError`), of which the last three are: the socket is closed, or there is no descriptor or no
+      thread left for a relay.
     """
     if linger is not None:
         linger = handshake.seconds("linger", linger)
+    if idle_timeout is not None:
+        idle_timeout = handshake.seconds("idle_timeout", idle_timeout, allow_zero=False)
     _check_open(sock.fileno(), rfd, wfd)
     timeout = sock.gettimeout()
     try:
-        result = Relay(sock, rfd, wfd, linger=linger, engine=engine).run()
+        result = Relay(sock, rfd, wfd, linger=linger, idle_timeout=idle_timeout, engine=engine).run()
     finally:
         sock.settimeout(timeout)
     if result.error is not None:

@@ -225,6 +225,12 @@ class ConnectionBrokenError(RelayError, ConnectionError):
     """The socket to the VMM broke in mid-stream; what had arrived was delivered."""
 
 
+class IdleTimeoutError(RelayError, TimeoutError):
+    """Nothing moved through a relay for its `idle_timeout`."""
+
+    hint = "--idle-timeout SECONDS waits longer"
+
+
 class StreamError(RelayError):
     """Reading the near end's input or writing its output failed (a full disk, a bad descriptor)."""
 

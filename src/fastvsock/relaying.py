@@ -16,10 +16,11 @@ import _socket
 import _thread
 import errno
 import os
+import stat
 from time import monotonic
 
 from . import errors
-from .engines import EOF, SOURCE, STOPPED, TARGET, Pump, queues
+from .engines import EOF, IDLE, SOURCE, STOPPED, TARGET, Pump, queues
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ else:
 NEVER = float("inf")
 GONE = (errno.EPIPE, errno.ECONNRESET)  # nobody reads what we write
 LINGER = 0.5  # seconds
+LOOKS = 4  # at what moves, in a time that ends with silence
+LONGEST_LOOK = 1e6  # seconds; poll(2) takes 31 bits of milliseconds
 LOOK_AGAIN = 1.0  # seconds; a signal that comes just before a wait does not interrupt it
 PIECE = 1 << 16  # bytes
 NOTICE_AFTER = 3.0  # seconds of silence after end of input that a person at a terminal should have explained
@@ -72,7 +75,8 @@ class Relay:
 
     `sock` is a connected stream socket, which the relay sets non-blocking; `rfd` is read until its end, `wfd` written.
     None of them is closed. `linger` is the time in seconds after which silence at the end of input becomes a
-    half-close: 0 at once, infinity never; None is `LINGER`, or never if `rfd` had nothing at all to give. `notice` is
+    half-close: 0 at once, infinity never; None is `LINGER`, or never if `rfd` had nothing at all to give. After
+    `idle_timeout` seconds in which nothing moves the relay ends with `IdleTimeoutError`; None is no limit. `notice` is
     called once if, after the end of input, nothing moves for `NOTICE_AFTER` seconds. `start` starts a thread in
     place of `_thread.start_new_thread`. Raises `EngineError`, and `RelayError` where descriptors are short.
     """
@@ -84,11 +88,13 @@ class Relay:
         wfd: int,
         *,
         linger: float | None = None,
+        idle_timeout: float | None = None,
         engine: str | None = None,
         notice: "Callable[[], object] | None" = None,
         start: "Callable[[Callable[[], object], tuple[()]], object] | None" = None,
     ) -> None:
         self._sock, self._linger, self._notice = sock, linger, notice
+        self._idle_timeout = NEVER if idle_timeout is None else idle_timeout
         self._start = start or _thread.start_new_thread
         self._near, self._engine = (rfd, wfd), engine
         self._stopped = False
@@ -111,6 +117,9 @@ class Relay:
         self._down_end: tuple[int, int] = STOPPED, 0
         self._down_failure: BaseException | None = None
         self._seen = 0, 0
+        self._looked_at: tuple[int, ...] = ()
+        self._looked = self._still = 0.0
+        self._idle = False
 
     @property
     def sent(self) -> int:
@@ -129,7 +138,7 @@ class Relay:
 
     def run(self) -> RelayResult:
         """Relay until the guest closes, nobody reads `wfd`, an end fails, or `stop`. To be called once."""
-        started = monotonic()
+        started = self._looked = monotonic()
         self._down_running.acquire()
         try:
             self._start(self._run_down, ())
@@ -137,7 +146,7 @@ class Relay:
             raise errors.RelayError(f"cannot relay: {error}", errno.EAGAIN) from None
         for_signals = _wake_on_signals(self._wakeup)
         try:
-            up = self._up.run()
+            up = self._run_up()
             if up[0] in (EOF, TARGET):
                 self._await_down(self._patience(up[0]))
         finally:
@@ -160,6 +169,38 @@ class Relay:
                 os.close(number)
 
     __del__ = close
+
+    def _run_up(self) -> tuple[int, int]:
+        if self._idle_timeout == NEVER:
+            return self._up.run()
+        look = max(int(min(self._idle_timeout, LONGEST_LOOK) * 1000 / LOOKS), 1)
+        while (up := self._up.run(look))[0] == IDLE:
+            if self._is_idle():
+                return STOPPED, 0
+        return up
+
+    def _is_idle(self) -> bool:
+        """Whether nothing has moved for `idle_timeout`; to be asked often, since it compares with the last look.
+
+        A change in the queue of the socket or of the output is movement too: the guest, or the reader, takes what it
+        was given. A queue that stands still is not, however full. Time in which this process itself was stopped does
+        not count, as far as it goes beyond the time between two looks.
+        """
+        now = monotonic()
+        found = (self.sent, self.received, *queues(self._sock.fileno(), self._engine), self._unread_output())
+        if found == self._looked_at:
+            self._still += min(now - self._looked, 2 * self._idle_timeout / LOOKS)
+        else:
+            self._still = 0.0
+        self._looked_at, self._looked = found, now
+        self._idle = self._still >= self._idle_timeout
+        return self._idle
+
+    def _unread_output(self) -> int:
+        """The bytes in `wfd` that its reader has yet to take, where the kernel counts them: in sockets and pipes."""
+        wfd = self._near[1]
+        unread, unsent = queues(wfd, self._engine)
+        return unsent if stat.S_ISSOCK(os.fstat(wfd).st_mode) else unread
 
     def _run_down(self) -> None:
         try:
@@ -185,6 +226,8 @@ class Relay:
         since = monotonic()
         while not self._is_deserted():
             silence = monotonic() - since
+            if self._idle_timeout != NEVER and self._is_idle():
+                return
             if silence >= linger:
                 self._half_close()
                 linger = NEVER
@@ -192,8 +235,8 @@ class Relay:
                 self._notice()
                 self._notice = None
             due = min(linger, NOTICE_AFTER if self._notice else NEVER)
-            # To look four times finds what moves through the socket's queues, where no pump sees it.
-            timeout = max(min(due / 4, due - silence, LOOK_AGAIN), 0.001)
+            # To look several times finds what moves through the socket's queues, where no pump sees it.
+            timeout = max(min(due / LOOKS, due - silence, self._idle_timeout / LOOKS, LOOK_AGAIN), 0.001)
             if self._down_running.acquire(timeout=timeout):
                 return self._down_running.release()
             if self._has_moved():
@@ -226,6 +269,12 @@ class Relay:
         """Why the relay ended, from how its pumps did."""
         if self._stopped:
             return "stopped", None
+        if self._idle:
+            return "error", errors.IdleTimeoutError(
+                f"nothing moved for {self._idle_timeout:g} s, after {self.sent} bytes up and {self.received} down: "
+                "the VMM may be paused, or one side has stopped reading",
+                errno.ETIMEDOUT,
+            )
         if down == TARGET and down_error in GONE:
             return "reader", None
         if down == TARGET:

@@ -48,6 +48,10 @@ options:
                      for so long, half-close the connection, which makes a VMM
                      close it whole; 0: at once, inf: never (default 0.5, and
                      inf if stdin had nothing at all to give)
+  --idle-timeout SECONDS
+                     give up, with exit status 1, when nothing has moved either
+                     way for this long: a paused VMM, a guest or a reader of
+                     stdout that has stopped reading (default: no limit)
   --engine ENGINE    auto, splice or copy (default: FASTVSOCK_ENGINE, or auto)
   --fdpass           hand the connected socket over stdout, itself a socket,
                      and exit: for OpenSSH's ProxyUseFdpass=yes, which then
@@ -66,6 +70,7 @@ SECONDS = {  # what each option takes
     "--timeout": "more than 0 and at most 1000000",
     "--wait": "0 to 1000000",
     "--linger": "0 to 1000000 or inf",
+    "--idle-timeout": "more than 0 and at most 1000000",
 }
 SIGNALS = (_signal.SIGTERM, _signal.SIGINT, _signal.SIGHUP)
 COMMANDS_FD = 3  # the first that is nobody's by custom
@@ -79,6 +84,7 @@ class Options:
     timeout = 10.0
     wait = 0.0
     linger: "float | None" = None
+    idle_timeout: "float | None" = None
     engine: "str | None" = None
     stats = False
     fdpass = False
@@ -138,8 +144,8 @@ def parse(arguments: "Sequence[str]", prog: str) -> "Options | None":
             return None
         elif word in ("--stats", "--fdpass"):
             setattr(options, word[2:], True)
-        elif name in ("--timeout", "--wait", "--linger", "--engine"):
-            setattr(options, name[2:], _value(name, value if equals else next(rest, None)))
+        elif name == "--engine" or name in SECONDS:
+            setattr(options, name[2:].replace("-", "_"), _value(name, value if equals else next(rest, None)))
         else:
             raise errors.UsageError(f"unknown option {errors.printable(word)}")
     if len(words) != 2:
@@ -169,7 +175,7 @@ def _value(name: str, text: "str | None") -> "str | float":
         seconds = -1.0
     if name == "--linger" and seconds == float("inf"):
         return seconds
-    if not 0 <= seconds <= 1e6 or (name == "--timeout" and not seconds):
+    if not 0 <= seconds <= 1e6 or (name in ("--timeout", "--idle-timeout") and not seconds):
         raise errors.UsageError(f"{name} is a number of seconds, {SECONDS[name]}, not {text!r}")
     return seconds
 
@@ -191,6 +197,7 @@ def _connect(options: Options) -> int:
         0,
         1,
         linger=options.linger,
+        idle_timeout=options.idle_timeout,
         engine=options.engine,
         notice=_explain if os.isatty(2) else None,
     )
@@ -202,8 +209,9 @@ def _connect(options: Options) -> int:
         return 128 + ending.signal
     if result.error is None or (1 in closed and result.error.errno == errno.EBADF):
         return 0  # nobody reads a closed stdout: see fill_closed()
-    log(str(result.error))
-    return result.error.exit_code
+    sentence, status = stdio.message_and_status(result.error, hints=True)
+    log(sentence)
+    return status
 
 
 def _hand_over(sock: _socket.socket) -> int:

@@ -33,6 +33,7 @@ from support.sockets import listening, take
                 ("--timeout", "more than 0 and at most 1000000", ["0", "inf"]),
                 ("--wait", "0 to 1000000", ["inf"]),
                 ("--linger", "0 to 1000000 or inf", []),
+                ("--idle-timeout", "more than 0 and at most 1000000", ["0", "inf"]),
             )
             for value in ("", "soon", "nan", "-1", "-inf", "1e30", "1000001", *values)
         ),

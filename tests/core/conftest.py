@@ -25,6 +25,6 @@ def start(ends: Ends, engine: str, pool: ThreadPoolExecutor) -> Start:
 
     def start(**options: Any) -> "Future[fastvsock.RelayResult]":
         arguments = {"rfd": ends.rfd, "wfd": ends.wfd, "engine": engine, **options}
-        return pool.submit(lambda: fastvsock.api.relay(ends.sock, **arguments))
+        return pool.submit(lambda: fastvsock.relay(ends.sock, **arguments))
 
     return start

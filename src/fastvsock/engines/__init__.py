@@ -23,13 +23,13 @@ if TYPE_CHECKING:
         def moved(self) -> int: ...
         def stop(self) -> None: ...
         def leftover(self) -> int: ...
-        def run(self) -> tuple[int, int]: ...
+        def run(self, look: int = -1) -> tuple[int, int]: ...
 
 
 ENGINES = ("auto", "splice", "copy")
 
 # How Pump.run() ends; the numbers stand in `_splice.pyx` once more.
-EOF, SOURCE, TARGET, STOPPED, UNSUPPORTED = range(5)
+EOF, SOURCE, TARGET, STOPPED, UNSUPPORTED, IDLE = range(6)
 
 
 class Pump:
@@ -46,6 +46,8 @@ class Pump:
         self._pump: Engine = (_splice_pump if splices else _copy_pump)(*self._ends)
         self.engine = "splice" if splices else "copy"
         self._stopped = False
+        self._spliced: Engine | None = None  # the pump before a change of engine; it owns the pipe with the rest
+        self._copies_rest = False
 
     @property
     def moved(self) -> int:
@@ -57,26 +59,29 @@ class Pump:
         self._stopped = True
         self._pump.stop()
 
-    def run(self) -> tuple[int, int]:
-        """Move bytes until an end is reached: EOF, SOURCE, TARGET (the end that failed) or STOPPED; an errno or 0."""
-        end, error = self._pump.run()
-        if end != UNSUPPORTED:
-            return end, error
-        spliced = self._pump
-        rest = spliced.leftover()
-        if rest >= 0:
-            end, error = self._copy(rest)
-            if end != EOF:
-                return end, error
-        return self._copy(self._ends[0])
+    def run(self, look: int = -1) -> tuple[int, int]:
+        """Move bytes until an end is reached: EOF, SOURCE, TARGET (the end that failed) or STOPPED; an errno or 0.
 
-    def _copy(self, source: int) -> tuple[int, int]:
+        With `look` (milliseconds) it also returns, with IDLE, after a wait of that long; the next call goes on.
+        """
+        while True:
+            end, error = self._pump.run(look)
+            if end == UNSUPPORTED:
+                self._spliced = self._pump
+                rest = self._spliced.leftover()
+            elif end == EOF and self._copies_rest:
+                rest = -1
+            else:
+                return end, error
+            self._copies_rest = rest >= 0
+            self._copy_from(rest if self._copies_rest else self._ends[0])
+            if self._stopped:
+                return STOPPED, 0
+
+    def _copy_from(self, source: int) -> None:
         self._before = self.moved
         self.engine = "splice+copy" if self._before else "copy"
         self._pump = _copy_pump(source, *self._ends[1:])
-        if self._stopped:
-            return STOPPED, 0
-        return self._pump.run()
 
 
 def choose(engine: str | None = None) -> str:

@@ -18,7 +18,7 @@ import stat
 import termios
 from sys import byteorder
 
-from . import EOF, SOURCE, STOPPED, TARGET
+from . import EOF, IDLE, SOURCE, STOPPED, TARGET
 
 CHUNK = 1 << 17  # bytes a read; of 64 KiB to 1 MiB the cheapest here, in CPU time for a byte
 RESERVE = 1 << 20  # bytes the buffer holds on the way down: as the pipe of the splice engine
@@ -38,6 +38,7 @@ class Pump:
         self.moved = 0
         self._source, self._target, self._wake, self._down = source, target, wake, down
         self._stopped = False
+        self._look: int | None = None
         for end in source, target:
             _raise_pipe(end)
         self._buffer = memoryview(bytearray(RESERVE if down else CHUNK))
@@ -55,11 +56,13 @@ class Pump:
         """Nothing is ever left over: see the twin."""
         return -1
 
-    def run(self) -> tuple[int, int]:
+    def run(self, look: int = -1) -> tuple[int, int]:
         """Move bytes until an end is reached: EOF, SOURCE, TARGET or STOPPED, with an errno or 0.
 
-        SOURCE and TARGET name the end that failed. Python's signal handlers run in between, and may raise.
+        SOURCE and TARGET name the end that failed. With `look` (milliseconds) it also returns, with IDLE, after a wait
+        of that long; the next call goes on. Python's signal handlers run in between, and may raise.
         """
+        self._look = look if look >= 0 else None
         try:
             self._out, self._piece, own = _not_blocking(self._target)
         except OSError as error:
@@ -121,7 +124,9 @@ class Pump:
 
     def _wait(self, source: bool, target: bool) -> tuple[int, int] | None:
         """Until one of the ends asked for is ready."""
-        ready = self._poll(source, target, None)
+        ready = self._poll(source, target, self._look)
+        if not ready:
+            return IDLE, 0
         if self._wake in ready:
             os.read(self._wake, 64)
         self._read_ready = self._source in ready
@@ -143,12 +148,15 @@ class Pump:
 
 
 def queues(fd: int) -> tuple[int, int]:
-    """The bytes in a socket's two queues: received and not read here, sent and not read there."""
-    unread, unsent = (
-        int.from_bytes(fcntl.ioctl(fd, request, bytes(4)), byteorder)
-        for request in (termios.FIONREAD, termios.TIOCOUTQ)
-    )
-    return unread, unsent
+    """The bytes in a socket's two queues: received and not read here, sent and not read there. A pipe has the first."""
+    return _count(fd, termios.FIONREAD), _count(fd, termios.TIOCOUTQ)
+
+
+def _count(fd: int, request: int) -> int:
+    try:
+        return int.from_bytes(fcntl.ioctl(fd, request, bytes(4)), byteorder)
+    except OSError:
+        return 0  # neither a socket nor a pipe
 
 
 def _raise_pipe(fd: int) -> None:

@@ -90,9 +90,10 @@ cdef enum:
     TARGET = 2
     STOPPED = 3
     UNSUPPORTED = 4
+    IDLE = 5
     # These two stay inside this file.
-    MORE = 5
-    SIGNALS = 6  # back to the interpreter, for its signal handlers
+    MORE = 6
+    SIGNALS = 7  # back to the interpreter, for its signal handlers
 
 cdef enum:
     PAGE = 4096  # a pipe is never smaller
@@ -120,6 +121,7 @@ cdef class Pump:
     cdef int waited, usual  # SOURCE or TARGET: the end waited for since something moved, and the one before
     cdef int broken  # the errno with which the source ended, to be told once `between` is delivered
     cdef int error
+    cdef int look  # milliseconds after which a wait ends run(), or -1
     cdef volatile bint stopped
     cdef volatile unsigned long long count
 
@@ -168,12 +170,14 @@ cdef class Pump:
         _close(&self.between[1])
         return self.between[0] if self.held else -1
 
-    def run(self) -> tuple[int, int]:
+    def run(self, int look=-1) -> tuple[int, int]:
         """Move bytes until an end is reached: EOF, SOURCE, TARGET, STOPPED or UNSUPPORTED, with an errno or 0.
 
-        SOURCE and TARGET name the end that failed. Python's signal handlers run in between, and may raise.
+        SOURCE and TARGET name the end that failed. With `look` (milliseconds) it also returns, with IDLE, after a wait
+        of that long; the next call goes on. Python's signal handlers run in between, and may raise.
         """
         cdef int end = SIGNALS
+        self.look = look
         while end == SIGNALS:
             with nogil:
                 end = self.work()
@@ -301,11 +305,16 @@ cdef class Pump:
         """Until one of the ends asked for is ready, or `timeout` milliseconds."""
         cdef pollfd[3] ends
         cdef char[64] signals
+        cdef int ready
         ends[0] = [self.source if source else -1, POLLIN, 0]
         ends[1] = [self.target if target or self.down else -1, POLLOUT if target else 0, 0]
         ends[2] = [self.wake, POLLIN, 0]
-        if poll(ends, 3, timeout) < 0:
+        ready = poll(ends, 3, self.look if timeout < 0 else timeout)
+        if ready < 0:
             return self.failed(SOURCE)
+        if ready == 0 and timeout < 0:
+            self.error = 0
+            return IDLE
         if ends[2].revents:
             read(self.wake, signals, sizeof(signals))
             return SIGNALS
@@ -326,7 +335,7 @@ cdef class Pump:
 
 
 def queues(int fd) -> tuple[int, int]:
-    """The bytes in a socket's two queues: received and not read here, sent and not read there."""
+    """The bytes in a socket's two queues: received and not read here, sent and not read there. A pipe has the first."""
     cdef int unread = 0, unsent = 0
     ioctl(fd, SIOCINQ, &unread)
     ioctl(fd, SIOCOUTQ, &unsent)
