@@ -1,11 +1,18 @@
 """A relay: two pumps between a connected socket and a pair of descriptors. What ends a relay is decided here.
 
 Up (near end to guest) runs in the calling thread, down (guest to near end) in one of its own, so that a side which
-stops reading one way never holds up the other. The end of *down* ends the relay: either the guest closed, or nobody
-reads what it says. The end of *up* does not, since the answer may still be on its way; but the guest may be waiting
-for an end of its input. A VMM of the Firecracker family takes a half-close for a close of both directions and drops
-what the guest had yet to send (vsock/csm/connection.rs), so the relay half-closes only after `linger` seconds in
-which nothing moved, neither here nor in the socket's queues.
+stops reading one way never holds up the other.
+
+The end of *down* ends the relay where the guest has closed, or nobody reads what it says. A guest that has only
+half-closed still reads: then the output gets its end of file, and up goes on to the end of input. Firecracker hides a
+guest's half-close; Cloud Hypervisor passes it on from 53.0, and so does every ordinary Unix socket. The socket's poll
+tells the two apart (see `has_closed`). A TCP socket cannot: its peer's end of file counts as a half-close.
+
+The end of *up* does not end the relay, since the answer may still be on its way; but the guest may be waiting for an
+end of its input. A VMM of the Firecracker family takes a half-close for a close of both directions and drops what the
+guest had yet to send (vsock/csm/connection.rs), so the relay half-closes only after `linger` seconds in which nothing
+moved, neither here nor in the socket's queues. Nothing in the protocol says how a VMM takes a half-close, and neither
+does the name of its program (Cloud Hypervisor before 53.0 is of that family), so the relay never assumes the better.
 
 (The module is not called relay, because importing it would put it in the place of the function `fastvsock.relay`.)
 
@@ -20,7 +27,7 @@ import stat
 from time import monotonic
 
 from . import errors
-from .engines import EOF, IDLE, SOURCE, STOPPED, TARGET, Pump, queues
+from .engines import EOF, IDLE, SOURCE, STOPPED, TARGET, Pump, has_closed, queues
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,6 +39,7 @@ else:
 
 NEVER = float("inf")
 GONE = (errno.EPIPE, errno.ECONNRESET)  # nobody reads what we write
+UNUSABLE = (errno.EBADF, errno.EINVAL, errno.EISDIR)  # what was never an input, in contrast to one that broke
 LINGER = 0.5  # seconds
 LOOKS = 4  # at what moves, in a time that ends with silence
 LONGEST_LOOK = 1e6  # seconds; poll(2) takes 31 bits of milliseconds
@@ -48,9 +56,11 @@ class RelayResult:
     `sent` and `received` count what was handed to the socket and to the near end's output, `up` and `down` name the
     engine that moved them. `ended` tells why: ``guest`` (it closed) or ``reader`` (nobody reads the output any more).
     Inside this package it may also be ``stopped``, or ``error``: `relay()` raises that `error` instead of returning.
+    `cut_off` is True where an answer may be lost: the relay half-closed the socket `linger` seconds after the end of
+    input, and the guest ended without a word since, with the last that it was sent unanswered.
     """
 
-    __slots__ = ("down", "ended", "error", "received", "seconds", "sent", "up")
+    __slots__ = ("cut_off", "down", "ended", "error", "received", "seconds", "sent", "up")
 
     def __init__(
         self,
@@ -61,9 +71,10 @@ class RelayResult:
         down: str,
         ended: str,
         error: errors.RelayError | None = None,
+        cut_off: bool = False,
     ) -> None:
         self.sent, self.received, self.seconds = sent, received, seconds
-        self.up, self.down, self.ended, self.error = up, down, ended, error
+        self.up, self.down, self.ended, self.error, self.cut_off = up, down, ended, error, cut_off
 
     def __repr__(self) -> str:
         facts = ", ".join(f"{name}={getattr(self, name)!r}" for name in self.__slots__)
@@ -77,8 +88,10 @@ class Relay:
     None of them is closed. `linger` is the time in seconds after which silence at the end of input becomes a
     half-close: 0 at once, infinity never; None is `LINGER`, or never if `rfd` had nothing at all to give. After
     `idle_timeout` seconds in which nothing moves the relay ends with `IdleTimeoutError`; None is no limit. `notice` is
-    called once if, after the end of input, nothing moves for `NOTICE_AFTER` seconds. `start` starts a thread in
-    place of `_thread.start_new_thread`. Raises `EngineError`, and `RelayError` where descriptors are short.
+    called once if, after the end of input, nothing moves for `NOTICE_AFTER` seconds. `end_output` is called, in down's
+    thread, when a guest that still reads has sent its last byte; without it a socket `wfd` is half-closed, and a pipe
+    left as it is. `start` starts a thread in place of `_thread.start_new_thread`. Raises `EngineError`, and
+    `RelayError` where descriptors are short.
     """
 
     def __init__(
@@ -91,13 +104,16 @@ class Relay:
         idle_timeout: float | None = None,
         engine: str | None = None,
         notice: "Callable[[], object] | None" = None,
+        end_output: "Callable[[], object] | None" = None,
         start: "Callable[[Callable[[], object], tuple[()]], object] | None" = None,
     ) -> None:
         self._sock, self._linger, self._notice = sock, linger, notice
         self._idle_timeout = NEVER if idle_timeout is None else idle_timeout
         self._start = start or _thread.start_new_thread
         self._near, self._engine = (rfd, wfd), engine
-        self._stopped = False
+        self._end_output = end_output or (lambda: half_close(wfd))
+        self._up_is_over = self._guest_is_silent = self._stopped = False
+        self._has_half_closed = False
         self._woken = self._wakeup = self._down_woken = -1
         sock.setblocking(False)
         _raise_send_buffer(sock)
@@ -147,7 +163,8 @@ class Relay:
         for_signals = _wake_on_signals(self._wakeup)
         try:
             up = self._run_up()
-            if up[0] in (EOF, TARGET):
+            self._up_is_over = True
+            if up[0] != STOPPED and not (self._guest_is_silent or self._is_near_end_gone(*up)):
                 self._await_down(self._patience(up[0]))
         finally:
             if for_signals:
@@ -158,7 +175,8 @@ class Relay:
             raise self._down_failure
         ended, failure = self._verdict(*up, *self._down_end)
         seconds = monotonic() - started
-        return RelayResult(self.sent, self.received, seconds, self._up.engine, self._down.engine, ended, failure)
+        engines = self._up.engine, self._down.engine
+        return RelayResult(self.sent, self.received, seconds, *engines, ended, failure, self._is_cut_off(ended))
 
     def close(self) -> None:
         """Close the relay's own descriptors, not those that it was given. Also done when the last reference goes."""
@@ -205,12 +223,25 @@ class Relay:
     def _run_down(self) -> None:
         try:
             self._down_end = self._down.run()
+            if self._down_end[0] == EOF and not has_closed(self._sock.fileno(), engine=self._engine):
+                self._outlive_half_close()
             self._after_down(*self._down_end)
         except BaseException as failure:
             self._down_failure = failure
         finally:
             self._wake()
             self._down_running.release()
+
+    def _outlive_half_close(self) -> None:
+        """The guest sends no more, and still reads: wait until it closes, or until up is over as well."""
+        self._guest_is_silent = True
+        self._end_output()
+        if not self._up_is_over:
+            has_closed(self._sock.fileno(), self._down_woken, self._engine)
+
+    def _is_near_end_gone(self, end: int, error: int) -> bool:
+        """Whether up ended in a way that leaves nobody to read an answer, or that shows wrong use."""
+        return end == SOURCE and (error in UNUSABLE or os.path.sameopenfile(*self._near))
 
     def _patience(self, end: int) -> float:
         """Seconds of silence from the end of input to the half-close."""
@@ -259,7 +290,13 @@ class Relay:
         before, self._seen = self._seen, (self.sent, self.received)
         return unread > 0 or unsent > 0 or before != self._seen
 
+    def _is_cut_off(self, ended: str) -> bool:
+        """See `RelayResult`. Not where `linger` is 0, which asks for a half-close that waits for no answer."""
+        unanswered = not self.received or self._down.moved_at < self._up.moved_at
+        return ended == "guest" and self._has_half_closed and self._linger != 0 and unanswered
+
     def _half_close(self) -> None:
+        self._has_half_closed = True
         try:
             self._sock.shutdown(_socket.SHUT_WR)
         except OSError:
@@ -302,6 +339,20 @@ class Relay:
             os.write(self._wakeup, b"\0")
         except BlockingIOError:
             pass  # full of signals, and so readable
+
+
+def half_close(fd: int) -> None:
+    """Half-close `fd` if it is a socket: its peer reads an end of file, whoever else has the socket open."""
+    try:
+        sock = _socket.socket(fileno=os.dup(fd))
+    except OSError:
+        return  # not a socket
+    try:
+        sock.shutdown(_socket.SHUT_WR)
+    except OSError:
+        pass  # its peer has gone
+    finally:
+        sock.close()
 
 
 def _wake_on_signals(fd: int) -> bool:

@@ -26,9 +26,10 @@ if (__name__ == "__main__" or "".join(sys.argv[:1]).endswith("/runcvm-vsock-conn
 import _socket
 import errno
 import os
+import stat
 
 from . import __version__, errors, handshake, stdio
-from .relaying import Relay, RelayResult
+from .relaying import Relay, RelayResult, half_close
 from .stdio import fill_closed, log
 
 HELP = """\
@@ -73,6 +74,10 @@ SECONDS = {  # what each option takes
     "--idle-timeout": "more than 0 and at most 1000000",
 }
 SIGNALS = (_signal.SIGTERM, _signal.SIGINT, _signal.SIGHUP)
+CUT_OFF = (
+    "the guest sent nothing after the connection was half-closed at the end of stdin: if an answer is missing, the VMM "
+    "has dropped it (--linger SECONDS waits longer for an answer, --linger inf without limit)"
+)
 COMMANDS_FD = 3  # the first that is nobody's by custom
 
 
@@ -200,6 +205,7 @@ def _connect(options: Options) -> int:
         idle_timeout=options.idle_timeout,
         engine=options.engine,
         notice=_explain if os.isatty(2) else None,
+        end_output=_end_stdout,
     )
     ending.relay = relay
     result = relay.run()
@@ -207,6 +213,8 @@ def _connect(options: Options) -> int:
         log(_stats(result))
     if ending.signal:
         return 128 + ending.signal
+    if result.cut_off:
+        log(CUT_OFF)
     if result.error is None or (1 in closed and result.error.errno == errno.EBADF):
         return 0  # nobody reads a closed stdout: see fill_closed()
     sentence, status = stdio.message_and_status(result.error, hints=True)
@@ -244,6 +252,16 @@ def _become(command: "list[str]", sock: _socket.socket) -> "NoReturn":
 
 def _explain() -> None:
     log("stdin has ended; waiting for the guest to close the connection (Ctrl-C ends it now, see --linger)")
+
+
+def _end_stdout() -> None:
+    """Give stdout's reader its end of file: the guest sends no more, but still reads."""
+    if stat.S_ISSOCK(os.fstat(1).st_mode):
+        half_close(1)  # to close it would mean nothing where stdin is the same socket
+    else:
+        null = os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC)
+        os.dup2(null, 1)
+        os.close(null)
 
 
 def _stats(result: RelayResult) -> str:

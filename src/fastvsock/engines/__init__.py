@@ -21,6 +21,8 @@ if TYPE_CHECKING:
         def __init__(self, source: int, target: int, wake: int, down: bool = False) -> None: ...
         @property
         def moved(self) -> int: ...
+        @property
+        def moved_at(self) -> float: ...
         def stop(self) -> None: ...
         def leftover(self) -> int: ...
         def run(self, look: int = -1) -> tuple[int, int]: ...
@@ -53,6 +55,11 @@ class Pump:
     def moved(self) -> int:
         """Bytes handed to the target so far."""
         return self._before + self._pump.moved
+
+    @property
+    def moved_at(self) -> float:
+        """The time of the last call that moved bytes, as `time.monotonic` counts; 0.0 if none did."""
+        return self._pump.moved_at or (self._spliced.moved_at if self._spliced else 0.0)
 
     def stop(self) -> None:
         """Let run() end, from any thread; whoever calls this also makes `wake` readable."""
@@ -111,6 +118,18 @@ def queues(fd: int, engine: str | None = None) -> tuple[int, int]:
     else:
         from ._copy import queues as count
     return count(fd)
+
+
+def has_closed(fd: int, wake: int = -1, engine: str | None = None) -> bool:
+    """Whether a Unix socket's peer has closed, and not just half-closed; with `wake`, wait for either to show.
+
+    A peer that has half-closed shows POLLRDHUP, one that has closed POLLHUP: unix_poll() in net/unix/af_unix.c.
+    """
+    if choose(engine) == "splice":
+        from ._splice import has_closed as look
+    else:
+        from ._copy import has_closed as look
+    return look(fd, wake)
 
 
 def _splice_pump(source: int, target: int, wake: int, down: bool) -> "Engine":

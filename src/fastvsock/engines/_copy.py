@@ -17,6 +17,7 @@ import select
 import stat
 import termios
 from sys import byteorder
+from time import monotonic
 
 from . import EOF, IDLE, SOURCE, STOPPED, TARGET
 
@@ -36,6 +37,7 @@ class Pump:
 
     def __init__(self, source: int, target: int, wake: int, down: bool = False) -> None:
         self.moved = 0
+        self.moved_at = 0.0
         self._source, self._target, self._wake, self._down = source, target, wake, down
         self._stopped = False
         self._look: int | None = None
@@ -100,12 +102,14 @@ class Pump:
             if self._piece and not self._can_write():
                 raise BlockingIOError
             end = min(self._end, self._start + self._piece) if self._piece else self._end
+            now = monotonic()
             n = os.write(self._out, self._buffer[self._start : end])
         except BlockingIOError:
             return self._make_room()
         except OSError as error:
             return TARGET, error.errno or 0
         self.moved += n
+        self.moved_at = now
         self._start += n
         if self._start == self._end:
             self._start = self._end = 0
@@ -150,6 +154,15 @@ class Pump:
 def queues(fd: int) -> tuple[int, int]:
     """The bytes in a socket's two queues: received and not read here, sent and not read there. A pipe has the first."""
     return _count(fd, termios.FIONREAD), _count(fd, termios.TIOCOUTQ)
+
+
+def has_closed(fd: int, wake: int) -> bool:
+    """Whether a Unix socket's peer has closed; with `wake` (not -1), wait until it has or until `wake` is readable."""
+    poll = select.poll()
+    poll.register(fd, 0)
+    if wake >= 0:
+        poll.register(wake, select.POLLIN)
+    return fd in dict(poll.poll(None if wake >= 0 else 0))
 
 
 def _count(fd: int, request: int) -> int:

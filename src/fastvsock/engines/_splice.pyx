@@ -40,6 +40,7 @@ cdef extern from *:
     #include <sys/socket.h>
     #include <sys/stat.h>
     #include <sys/sysmacros.h>
+    #include <time.h>
     #include <unistd.h>
     typedef struct stat status;
     /* The numbers of /dev/null: Documentation/admin-guide/devices.txt */
@@ -55,6 +56,7 @@ cdef extern from *:
     #endif
     """
     enum: F_GETFL, F_GETPIPE_SZ, F_SETPIPE_SZ, O_ACCMODE, O_CLOEXEC, O_NONBLOCK, O_WRONLY
+    enum: CLOCK_MONOTONIC
     enum: POLLIN, POLLOUT
     enum: SPLICE_F_MOVE, SPLICE_F_NONBLOCK
     enum: SIOCINQ, SIOCOUTQ
@@ -63,6 +65,9 @@ cdef extern from *:
         int fd
         short events
         short revents
+    struct timespec:
+        long tv_sec
+        long tv_nsec
     ctypedef struct status:
         mode_t st_mode
     bint IS_NULL(status) nogil
@@ -71,6 +76,7 @@ cdef extern from *:
     bint S_ISFIFO(mode_t) nogil
     bint S_ISREG(mode_t) nogil
     bint S_ISSOCK(mode_t) nogil
+    int clock_gettime(int, timespec *) nogil
     int close(int) nogil
     int fcntl(int, int, ...) nogil
     int fstat(int, status *) nogil
@@ -124,6 +130,7 @@ cdef class Pump:
     cdef int look  # milliseconds after which a wait ends run(), or -1
     cdef volatile bint stopped
     cdef volatile unsigned long long count
+    cdef volatile double counted_at  # seconds of CLOCK_MONOTONIC, taken before the last call that moved bytes
 
     def __cinit__(self, int source, int target, int wake, bint down=False):
         cdef status near, far
@@ -160,6 +167,11 @@ cdef class Pump:
     def moved(self) -> int:
         """Bytes handed to the target so far."""
         return self.count
+
+    @property
+    def moved_at(self) -> float:
+        """The time of the last call that moved bytes, as `time.monotonic` counts; 0.0 if none did."""
+        return self.counted_at
 
     def stop(self) -> None:
         """Let run() end; whoever calls this also makes `wake` readable."""
@@ -204,6 +216,7 @@ cdef class Pump:
 
     cdef int forward(self) noexcept nogil:
         """From the source to the target in one call."""
+        cdef double now = _monotonic()
         cdef ssize_t n
         if self.from_file:
             n = sendfile(self.target, self.source, NULL, PIPE_SIZE)
@@ -213,6 +226,7 @@ cdef class Pump:
             n = self.take(self.target, self.chunk)
         if n > 0:
             self.count += n
+            self.counted_at = now
             self.waited = 0
             return MORE
         if n == 0:
@@ -263,11 +277,13 @@ cdef class Pump:
 
     cdef int drain(self) noexcept nogil:
         """From `between` to the target; while that one has no room, more is taken in on the way down."""
+        cdef double now = _monotonic()
         cdef ssize_t n = self.give(self.between[0], self.held)
         cdef int end
         if n > 0:
             self.held -= n
             self.count += n
+            self.counted_at = now
             self.full = False
             self.waited = 0
             return MORE
@@ -340,6 +356,23 @@ def queues(int fd) -> tuple[int, int]:
     ioctl(fd, SIOCINQ, &unread)
     ioctl(fd, SIOCOUTQ, &unsent)
     return unread, unsent
+
+
+def has_closed(int fd, int wake) -> bool:
+    """Whether a Unix socket's peer has closed; with `wake` (not -1), wait until it has or until `wake` is readable."""
+    cdef pollfd[2] ends
+    ends[0] = [fd, 0, 0]
+    ends[1] = [wake, POLLIN, 0]
+    with nogil:
+        while poll(ends, 2, 0 if wake < 0 else -1) < 0 and errno == EINTR:
+            pass
+    return ends[0].revents != 0
+
+
+cdef double _monotonic() noexcept nogil:
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return now.tv_sec + now.tv_nsec * 1e-9
 
 
 cdef size_t _raise_pipe(int fd) noexcept nogil:
