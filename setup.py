@@ -1,7 +1,10 @@
 """Builds the splice engine (Cython) where a C compiler is; without one the package installs with the copy engine alone.
 
-Everything else about the package stands in pyproject.toml. FASTVSOCK_REQUIRE_SPLICE=1 makes a failed build an error,
-which is what wheels are built with.
+FASTVSOCK_REQUIRE_SPLICE=1 makes a failed build an error, which is what wheels are built with.
+
+The program `runcvm-vsock-connect` is a file of its own, not one of pyproject.toml's console scripts: the wrapper that
+pip before 25.2 writes for those imports `re`, which is a third of the whole start. Installers replace `#!python` by
+their interpreter. Everything else about the package stands in pyproject.toml.
 """
 
 import os
@@ -32,6 +35,7 @@ class OptionalBuildExt(build_ext):
 
 
 setup(
+    scripts=["src/scripts/runcvm-vsock-connect"],
     ext_modules=cythonize(
         [
             Extension(

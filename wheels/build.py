@@ -169,11 +169,11 @@ def host_interpreter() -> Interpreter:
 def sources() -> Iterator[Path]:
     """Every file that a wheel is made of, relative to the repository, sorted."""
     yield from (Path(name) for name in TOP if (ROOT / name).exists())
-    for path in sorted((ROOT / "src" / "fastvsock").rglob("*")):
-        made = path.suffix in (".so", ".pyc", ".orig", ".rej") or (
+    for path in sorted(path for folder in ("fastvsock", "scripts") for path in (ROOT / "src" / folder).rglob("*")):
+        left_out = path.suffix in (".so", ".pyc", ".orig", ".rej", ".md") or (
             path.suffix == ".c" and path.with_suffix(".pyx").exists()
         )
-        if path.is_file() and not made:
+        if path.is_file() and not left_out:
             yield path.relative_to(ROOT)
 
 

@@ -1,11 +1,11 @@
-"""A Python of its own to build with."""
+"""A Python of its own to build with, and the wheel that it builds."""
 
 import sys
 from pathlib import Path
 
 import pytest
 
-from support.packages import PROJECT, run
+from support.packages import PROJECT, TOLD, pip, run, source
 
 
 @pytest.fixture(scope="session")
@@ -19,3 +19,14 @@ def build_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     installed = run(sys.executable, "-m", "pip", "--python", python, "install", "--quiet", *requires)
     assert installed.returncode == 0, installed.stdout
     return python
+
+
+@pytest.fixture(scope="session")
+def wheel(build_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel that a machine with a C compiler builds."""
+    folder = tmp_path_factory.mktemp("wheel")
+    built = pip(build_python, "wheel", "--wheel-dir", folder, source(folder / "src"), FASTVSOCK_REQUIRE_SPLICE="1")
+    assert built.returncode == 0, built.stdout
+    assert TOLD not in built.stdout
+    (found,) = folder.glob("*.whl")
+    return found

@@ -19,6 +19,7 @@ from wheels.common import HERE, ROOT, Failed, sha256, version
 
 RATIOS = {way: {"ratio": 0.3, "least": 0.2, "most": 0.4, "splice": 0.1, "copy": 0.3} for way in ("up", "down")}
 PLACE = "CPython 3.11.2, musl, native"
+CONNECT = f"fastvsock-{version()}.data/scripts/runcvm-vsock-connect"
 
 
 @pytest.fixture
@@ -199,11 +200,12 @@ def _wheel(folder: Path, changes: dict[str, bytes | None]) -> Path:
     files: dict[str, bytes] = {
         path.relative_to("src").as_posix(): (ROOT / path).read_bytes()
         for path in build.sources()
-        if path.parts[0] == "src" and path.suffix != ".pyx"
+        if path.parts[:2] == ("src", "fastvsock") and path.suffix != ".pyx"
     }
+    files[CONNECT] = (ROOT / "src" / "scripts" / "runcvm-vsock-connect").read_bytes()
     info = f"fastvsock-{version()}.dist-info"
     files[f"{info}/licenses/LICENSE"] = (ROOT / "LICENSE").read_bytes()
-    files[f"{info}/entry_points.txt"] = "\n".join(("[console_scripts]", *validate.SCRIPTS, "")).encode()
+    files[f"{info}/entry_points.txt"] = f"[console_scripts]\n{validate.CONSOLE_SCRIPT}\n".encode()
     files["fastvsock/engines/_splice.abi3.so"] = b"\x7fELF"
     path = folder / f"fastvsock-{version()}-cp311-abi3-linux_x86_64.whl"
     with zipfile.ZipFile(path, "w") as archive:
@@ -221,6 +223,10 @@ def _flaws() -> Iterator[tuple[str, bytes | None, str]]:
     yield "fastvsock/errors.py", b"# older", "differs from the source: fastvsock/errors.py"
     yield "fastvsock/engines/_splice.abi3.so", bytes(validate.LARGEST + 1), "without -O3"
     yield f"fastvsock-{version()}.dist-info/entry_points.txt", b"", "other commands"
+    wrapped = f"[console_scripts]\n{validate.CONSOLE_SCRIPT}\nruncvm-vsock-connect = fastvsock.entry:main\n"
+    yield f"fastvsock-{version()}.dist-info/entry_points.txt", wrapped.encode(), "other commands"
+    yield CONNECT, None, "has other files"
+    yield CONNECT, b"#!/usr/bin/python3", "differs from the source"
     yield f"fastvsock-{version()}.dist-info/licenses/LICENSE", b"", "another LICENSE"
 
 
