@@ -1,4 +1,4 @@
-"""fastvsock: the fastest way to move bytes between a host and a microVM over hybrid vsock.
+"""fastvsock connects descriptors and sockets to ports inside a microVM, over hybrid vsock.
 
 `connect`, `open_connection` (asyncio), `relay` and the errors are the Python interface. They are loaded on first use
 (PEP 562), so that importing one module of the package does not import the rest.

@@ -1,6 +1,7 @@
 """The layout of the package: who may import whom, and what has one place only. The imports are read, not run."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -63,6 +64,17 @@ def rooms_imported(module: str) -> set[str]:
 
 def test_every_room_is_on_a_floor() -> None:
     assert ROOMS - {"__init__"} == set(LEVEL)
+
+
+def test_the_map_shows_the_floors() -> None:
+    shown = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \|", (PACKAGE / "README.md").read_text(), re.MULTILINE)
+    assert [set(re.findall(r"\w+", rooms)) for rooms in shown] == list(reversed(FLOORS))
+
+
+def test_the_map_names_only_files_that_exist() -> None:
+    named = re.findall(r"`([\w./-]+(?:\.pyx?|/))`", (PACKAGE / "README.md").read_text())
+    places = (PACKAGE, PACKAGE / "engines", ROOT, ROOT / "tests")
+    assert not [name for name in named if not any((place / name).exists() for place in places)]
 
 
 @pytest.mark.parametrize("module", [module for module in MODULES if module != "__init__.py"])
