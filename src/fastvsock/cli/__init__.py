@@ -2,12 +2,17 @@
 
 import io
 import os
-import signal
 import sys
-from collections.abc import Callable
 from importlib import import_module
 
 from .. import __version__, errors, stdio
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import signal as _signal
+    from collections.abc import Callable
+else:
+    import _signal  # signal itself imports enum, which `fastvsock connect` does without
 
 COMMANDS = {
     "bench": "measure splice against copy on this machine, or through a real VM",
@@ -63,8 +68,8 @@ def main() -> None:
     except SystemExit as end:
         os._exit(end.code if isinstance(end.code, int) else 0)
     except KeyboardInterrupt:  # after all that is to be cleared away
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGINT)
+        _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
+        os.kill(os.getpid(), _signal.SIGINT)
 
 
 def description(name: str) -> str:
@@ -101,7 +106,7 @@ def run(arguments: list[str]) -> int:
     return status
 
 
-def _reported(act: Callable[[], int]) -> int:
+def _reported(act: "Callable[[], int]") -> int:
     """The status of `act`, or of what is wrong with it, once that is printed."""
     try:
         return act()
