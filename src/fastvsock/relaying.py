@@ -118,11 +118,15 @@ class Relay:
         sock.setblocking(False)
         _raise_send_buffer(sock)
         try:
-            self._woken, self._wakeup = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+            # Not a pipe, whose pages every idle relay would take from its user's budget; nor an eventfd, since Python
+            # writes the numbers of signals as single bytes.
+            self._woken, self._wakeup = map(_not_blocking, _socket.socketpair())
             self._down_woken = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         except OSError as error:
             self.close()
-            raise errors.RelayError(f"cannot open a pipe: {error.strerror}", error.errno or 0) from None
+            raise errors.RelayError(
+                f"cannot open a descriptor for the relay: {error.strerror}", error.errno or 0
+            ) from None
         try:
             self._up = Pump(rfd, sock.fileno(), self._woken, engine=engine)
             self._down = Pump(sock.fileno(), wfd, self._down_woken, down=True, engine=engine)
@@ -339,6 +343,11 @@ class Relay:
             os.write(self._wakeup, b"\0")
         except BlockingIOError:
             pass  # full of signals, and so readable
+
+
+def _not_blocking(sock: _socket.socket) -> int:
+    sock.setblocking(False)
+    return sock.detach()
 
 
 def half_close(fd: int) -> None:

@@ -26,12 +26,12 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-enum call { SPLICE, SENDFILE, READ, READV, WRITE, POLL, POLL_ONE, RECV, SETPIPE, GETPIPE, SNDBUFFORCE, PIPE2, THREAD, CALLS };
+enum call { SPLICE, SENDFILE, READ, READV, WRITE, POLL, POLL_ONE, RECV, SETPIPE, GETPIPE, SNDBUFFORCE, PIPE2, SOCKETPAIR, THREAD, CALLS };
 enum count { CALLED, SHORTENED, INTERRUPTED, AGAIN, FAILED, COUNTS }; /* as in test_short_results.py */
 
 static const char *const names[CALLS] = {
     "splice", "sendfile",     "read",         "readv",          "write", "poll",          "poll_one",
-    "recv",   "F_SETPIPE_SZ", "F_GETPIPE_SZ", "SO_SNDBUFFORCE", "pipe2", "pthread_create",
+    "recv",   "F_SETPIPE_SZ", "F_GETPIPE_SZ", "SO_SNDBUFFORCE", "pipe2", "socketpair", "pthread_create",
 };
 static _Atomic uint64_t own[CALLS][COUNTS];
 static _Atomic uint64_t (*counts)[COUNTS] = own;
@@ -211,6 +211,11 @@ int fcntl(int fd, int command, ...)
     void *argument = va_arg(arguments, void *);
     va_end(arguments);
     return fcntl64(fd, command, argument);
+}
+
+int socketpair(int domain, int type, int protocol, int ends[2])
+{
+    return connected && fails(SOCKETPAIR) ? -1 : REAL(socketpair)(domain, type, protocol, ends);
 }
 
 int pipe2(int ends[2], int flags)

@@ -8,6 +8,7 @@ splice.
 
 import os
 import stat
+from _thread import allocate_lock
 
 from .. import errors
 
@@ -32,6 +33,49 @@ ENGINES = ("auto", "splice", "copy")
 
 # How Pump.run() ends; the numbers stand in `_splice.pyx` once more.
 EOF, SOURCE, TARGET, STOPPED, UNSUPPORTED, IDLE = range(6)
+
+
+class PipeBudget:
+    """What this process takes of the pipe pages that all processes of its user share, in bytes.
+
+    Once a user's pipes hold fs.pipe-user-pages-soft pages together, every further pipe of that user, in whatever
+    program, holds 8 KiB instead of 64 (pipe(7)). So the pumps of a process take a quarter of the limit at most, and
+    what makes pipes larger than usual half of that: a stream that begins later still finds the usual size. The kernel
+    counts the pipes of privileged processes too, so they keep to the same share.
+    """
+
+    def __init__(self, limit: float | None = None) -> None:
+        self._lock = allocate_lock()
+        self._limit = limit  # None until the first pipe asks for more
+        self.taken = 0
+
+    def take(self, size: int, growing: bool) -> bool:
+        """Whether `size` bytes may be taken: to grow a pipe, or for one of the usual size."""
+        with self._lock:
+            if self._limit is None:
+                self._limit = _quarter_of_the_soft_limit()
+            if self.taken + size > (self._limit / 2 if growing else self._limit):
+                return False
+            self.taken += size
+            return True
+
+    def give_back(self, size: int) -> None:
+        """Return what `take` has granted."""
+        with self._lock:
+            self.taken -= size
+
+
+def _quarter_of_the_soft_limit() -> float:
+    try:
+        with open("/proc/sys/fs/pipe-user-pages-soft", "rb") as limit:
+            pages = int(limit.read())
+    except OSError:
+        pages = USUAL_SOFT_LIMIT
+    return pages * os.sysconf("SC_PAGE_SIZE") / 4 if pages else float("inf")
+
+
+USUAL_SOFT_LIMIT = 1 << 14  # pages: PIPE_DEF_BUFFERS * INR_OPEN_CUR in fs/pipe.c
+budget = PipeBudget()
 
 
 class Pump:

@@ -19,12 +19,75 @@ import termios
 from sys import byteorder
 from time import monotonic
 
-from . import EOF, IDLE, SOURCE, STOPPED, TARGET
+from . import EOF, IDLE, SOURCE, STOPPED, TARGET, budget
 
 CHUNK = 1 << 17  # bytes a read; of 64 KiB to 1 MiB the cheapest here, in CPU time for a byte
 RESERVE = 1 << 20  # bytes the buffer holds on the way down: as the pipe of the splice engine
+PIPE_SIZE = 1 << 20  # the kernel's default for fs.pipe-max-size
+REST = 1000  # milliseconds without a byte, after which pipes get their size back
 PIPE_PIECE = select.PIPE_BUF  # a pipe that polls writable takes as much at once: pipe(7)
 SOCKET_PIECE = 1 << 14  # and a socket this: a third of its buffer is free, and 200 KiB is the usual size
+
+
+class Pipe:
+    """One of a pump's ends, if it is a pipe: made larger than usual while a stream fills it. Sizes are in bytes."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._taken = 0  # of the budget
+        self._tried = False
+        try:
+            self.size: float = fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ)
+        except OSError:
+            self.size, self._tried = float("inf"), True  # not a pipe
+        self._usual = self.size
+
+    @property
+    def is_large(self) -> bool:
+        """Whether there is something to give back."""
+        return self._taken > 0
+
+    def grow(self) -> bool:
+        """Make the pipe as large as the budget and the kernel allow, once until it shrinks. Whether it has grown."""
+        if self._tried:
+            return False
+        self._tried = True
+        size, want = fcntl.fcntl(self._fd, fcntl.F_GETPIPE_SZ), PIPE_SIZE
+        while want > size:
+            if budget.take(want - size, True):
+                if _resize(self._fd, want):
+                    self.size = want
+                    self._taken += want - size
+                    return True
+                budget.give_back(want - size)
+            want //= 2
+        return False
+
+    def shrink(self) -> None:
+        """Give the pipe its size back, or as little more as what it still holds takes."""
+        if not self._taken:
+            return
+        size = int(self._usual)
+        if fcntl.fcntl(self._fd, fcntl.F_GETPIPE_SZ) == self.size:  # else somebody has changed it, and means it
+            while size < self.size and not _resize(self._fd, size):
+                size *= 2
+        left = size - int(self._usual)
+        budget.give_back(self._taken - left)
+        self.size, self._taken, self._tried = size, left, left > 0
+
+    def let_go(self) -> None:
+        """The pump is over, or pauses: shrink the pipe, and what it keeps for what it still holds is its owner's."""
+        self.shrink()
+        budget.give_back(self._taken)
+        self._taken = 0
+
+
+def _resize(fd: int, size: int) -> bool:
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, size)
+    except OSError:
+        return False  # a user's pages are capped, and what the pipe holds must fit: pipe(7), fcntl(2)
+    return True
 
 
 class Pump:
@@ -41,8 +104,7 @@ class Pump:
         self._source, self._target, self._wake, self._down = source, target, wake, down
         self._stopped = False
         self._look: int | None = None
-        for end in source, target:
-            _raise_pipe(end)
+        self._inherited = Pipe(source), Pipe(target)
         self._buffer = memoryview(bytearray(RESERVE if down else CHUNK))
         self._start = self._end = 0  # what the target has yet to get
         self._ended = False
@@ -83,6 +145,8 @@ class Pump:
                     return end
             return STOPPED, 0
         finally:
+            for pipe in self._inherited:
+                pipe.let_go()
             if own:
                 os.close(self._out)
 
@@ -96,6 +160,8 @@ class Pump:
             n, self._broken = 0, error.errno or errno.EIO
         self._end += n
         self._ended = not n
+        if n >= self._inherited[0].size / 2:
+            self._inherited[0].grow()
 
     def _write(self) -> tuple[int, int] | None:
         try:
@@ -105,11 +171,13 @@ class Pump:
             now = monotonic()
             n = os.write(self._out, self._buffer[self._start : end])
         except BlockingIOError:
-            return self._make_room()
+            return None if self._inherited[1].grow() else self._make_room()
         except OSError as error:
             return TARGET, error.errno or 0
         self.moved += n
         self.moved_at = now
+        if n >= self._inherited[1].size / 2:
+            self._inherited[1].grow()
         self._start += n
         if self._start == self._end:
             self._start = self._end = 0
@@ -128,16 +196,24 @@ class Pump:
 
     def _wait(self, source: bool, target: bool) -> tuple[int, int] | None:
         """Until one of the ends asked for is ready."""
-        ready = self._poll(source, target, self._look)
-        if not ready:
-            return IDLE, 0
-        if self._wake in ready:
-            os.read(self._wake, 64)
+        look = self._look
+        if not target and any(pipe.is_large for pipe in self._inherited):
+            look = REST if look is None else min(look, REST)
+        ready = self._poll(source, target, look)
         self._read_ready = self._source in ready
         self._write_ready = self._target in ready
+        if not ready:
+            self._rest()
+            return (IDLE, 0) if look == self._look else None
+        if self._wake in ready:
+            os.read(self._wake, 64)
         if self._write_ready and not target:  # POLLERR or POLLHUP: nobody reads it any more
             return TARGET, errno.EPIPE
         return None
+
+    def _rest(self) -> None:
+        for pipe in self._inherited:
+            pipe.shrink()
 
     def _poll(self, source: bool, target: bool, timeout: int | None) -> dict[int, int]:
         poll = self._polls.get((source, target))
@@ -170,19 +246,6 @@ def _count(fd: int, request: int) -> int:
         return int.from_bytes(fcntl.ioctl(fd, request, bytes(4)), byteorder)
     except OSError:
         return 0  # neither a socket nor a pipe
-
-
-def _raise_pipe(fd: int) -> None:
-    """Make a pipe as large as allowed, best effort (pipe(7): a user's pages are capped)."""
-    want = RESERVE
-    try:
-        while want > fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ):
-            try:
-                fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, want)
-            except PermissionError:
-                want //= 2
-    except OSError:
-        pass  # no pipe at all, or one that holds more than fits the size in question
 
 
 def _not_blocking(fd: int) -> tuple[int, int, bool]:

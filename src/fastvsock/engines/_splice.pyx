@@ -18,6 +18,8 @@ socket is asked with poll(2) first, and given no more than it surely has room fo
 Down, from the VMM's socket to the near end, a pump has two duties more. It watches whether anybody still reads the
 target. And when the reader has stalled for a while, it drains the socket into `between`: what a closed guest had yet
 to deliver is thrown away by Firecracker at the next new connection from 2 s on (vsock/unix/muxer_killq.rs).
+
+An idle pump holds no pipe, and a pipe is made larger than usual only while a stream fills it: see `PipeBudget`.
 """
 
 from cpython.exc cimport PyErr_CheckSignals
@@ -25,6 +27,8 @@ from libc.errno cimport (
     EAGAIN, EBADF, ECONNRESET, EINTR, EINVAL, EIO, ENOSYS, EOPNOTSUPP, EPERM, EPIPE, ESPIPE, errno,
 )
 from posix.types cimport mode_t, off_t
+
+from . import budget
 
 cdef extern from *:
     """
@@ -102,10 +106,16 @@ cdef enum:
     SIGNALS = 7  # back to the interpreter, for its signal handlers
 
 cdef enum:
-    PAGE = 4096  # a pipe is never smaller
     PIPE_SIZE = 1 << 20  # the kernel's default for fs.pipe-max-size
     CALLS = 256  # between two looks at the interpreter's signals
     STALL_MS = 500  # a reader that stalls for less costs no second splice
+    REST_MS = 1000  # without a byte, after which pipes are given back
+
+cdef struct Pipe:
+    int fd  # -1 where the end in question is not a pipe
+    int usual, size  # in bytes, before it was first made larger, and since
+    int taken  # of the budget
+    bint tried  # whether it was made as large as it may be, since it last rested
 
 
 cdef class Pump:
@@ -120,7 +130,10 @@ cdef class Pump:
     cdef bint down, direct, from_pipe, from_file, source_blocks
     cdef size_t target_bound  # what a blocking target surely takes once it polls writable; 0: it does not block
     cdef size_t chunk
+    cdef Pipe inherited[2]  # of the ends, those that are pipes
+    cdef size_t filled_by  # bytes in one call that show a stream which fills an inherited pipe
     cdef int between[2]
+    cdef Pipe own  # `between`
     cdef size_t held  # bytes in `between`
     cdef bint full, ended
     cdef bint source_ready, target_ready  # as wait() found them
@@ -135,8 +148,10 @@ cdef class Pump:
     def __cinit__(self, int source, int target, int wake, bint down=False):
         cdef status near, far
         self.between[0] = self.between[1] = -1
+        self.inherited[0].fd = self.inherited[1].fd = self.own.fd = -1
         self.source, self.target, self.wake, self.down = source, target, wake, down
         self.chunk = PIPE_SIZE
+        self.filled_by = <size_t>-1
         self.usual = SOURCE
         if fstat(source, &near) or fstat(target, &far):
             return  # the first call will fail alike, and run() will say so
@@ -146,9 +161,9 @@ cdef class Pump:
         self.from_file = (S_ISREG(near.st_mode) or S_ISBLK(near.st_mode)) and S_ISSOCK(far.st_mode)
         self.direct = self.from_pipe or self.from_file or S_ISFIFO(far.st_mode)
         if self.from_pipe:
-            self.chunk = _raise_pipe(source)
+            self.inherit(0, source)
         if S_ISFIFO(far.st_mode):
-            self.chunk = _raise_pipe(target)
+            self.inherit(1, target)
         if not (S_ISFIFO(near.st_mode) or fcntl(source, F_GETFL) & O_NONBLOCK):
             # Of all that is no pipe, Unix sockets alone heed SPLICE_F_NONBLOCK: net/unix/af_unix.c
             self.source_blocks = not (S_ISSOCK(near.st_mode) and _option(source, SO_DOMAIN) == AF_UNIX)
@@ -156,12 +171,9 @@ cdef class Pump:
             # Writable to poll(2) means that a third is free: sk_stream_is_writeable(), unix_writable().
             _raise_send_buffer(target)
             self.target_bound = max(_option(target, SO_SNDBUF) // 4, 1)
-        if not self.direct:
-            self.open_between()  # now, while there are descriptors; without it fill() says UNSUPPORTED
 
     def __dealloc__(self):
-        _close(&self.between[0])
-        _close(&self.between[1])
+        self.close_between()
 
     @property
     def moved(self) -> int:
@@ -190,10 +202,14 @@ cdef class Pump:
         """
         cdef int end = SIGNALS
         self.look = look
-        while end == SIGNALS:
-            with nogil:
-                end = self.work()
-            PyErr_CheckSignals()
+        try:
+            while end == SIGNALS:
+                with nogil:
+                    end = self.work()
+                PyErr_CheckSignals()
+        finally:
+            if end != IDLE:
+                self.let_go()
         return end, self.error
 
     cdef int work(self) noexcept nogil:
@@ -228,6 +244,8 @@ cdef class Pump:
             self.count += n
             self.counted_at = now
             self.waited = 0
+            if <size_t>n >= self.filled_by:
+                self.grow_inherited()
             return MORE
         if n == 0:
             return EOF
@@ -240,6 +258,8 @@ cdef class Pump:
 
     cdef int await_short_end(self) noexcept nogil:
         cdef int end
+        if self.waited == SOURCE and self.source_ready and self.grow_inherited():
+            return MORE  # the target was full
         if self.waited:
             self.usual = TARGET if self.waited == SOURCE else SOURCE
         self.waited = self.usual
@@ -254,12 +274,16 @@ cdef class Pump:
         """From the source into `between`."""
         cdef ssize_t n
         cdef int end
+        if self.own.fd < 0 and not _is_ready(self.source, POLLIN):
+            return self.wait(True, False, -1)
         if not self.open_between():
             self.error = errno
             return UNSUPPORTED  # no descriptors left: the copy engine needs none
         n = self.take(self.between[1], PIPE_SIZE)
         if n > 0:
             self.held += n
+            if n >= self.own.size // 2:
+                _grow(&self.own)
             return MORE
         if n == 0:
             self.ended = True
@@ -271,7 +295,7 @@ cdef class Pump:
             self.ended, self.broken = True, self.error
             return MORE
         if self.held:
-            self.full = True  # of short packets perhaps, each of which takes a page's place
+            self.full = not _grow(&self.own)  # of short packets perhaps, each of which takes a page's place
             return MORE
         return self.wait(True, False, -1)
 
@@ -325,10 +349,14 @@ cdef class Pump:
         ends[0] = [self.source if source else -1, POLLIN, 0]
         ends[1] = [self.target if target or self.down else -1, POLLOUT if target else 0, 0]
         ends[2] = [self.wake, POLLIN, 0]
-        ready = poll(ends, 3, self.look if timeout < 0 else timeout)
+        if timeout < 0:
+            timeout = self.patience(source and not target)
+        ready = poll(ends, 3, timeout)
         if ready < 0:
             return self.failed(SOURCE)
-        if ready == 0 and timeout < 0:
+        if ready == 0 and source and not target:
+            self.rest()
+        if ready == 0 and timeout == self.look:
             self.error = 0
             return IDLE
         if ends[2].revents:
@@ -346,8 +374,54 @@ cdef class Pump:
             return True
         if pipe2(self.between, O_CLOEXEC):
             return False
-        _raise_pipe(self.between[0])
+        self.own = [self.between[0], 0, fcntl(self.between[0], F_GETPIPE_SZ), 0, True]
+        if self.own.size > 0 and _take(self.own.size, False):
+            self.own.taken = self.own.size
+            self.own.tried = False
+        else:
+            fcntl(self.own.fd, F_SETPIPE_SZ, 1)  # a page: the least that there is
         return True
+
+    cdef void close_between(self) noexcept nogil:
+        _close(&self.between[0])
+        _close(&self.between[1])
+        _give_back(self.own.taken)
+        self.own = [-1, 0, 0, 0, False]
+
+    cdef void inherit(self, int which, int fd) noexcept nogil:
+        cdef int size = fcntl(fd, F_GETPIPE_SZ)
+        if size < 0:
+            return  # a sandbox refuses to say, and it stays as it is
+        self.inherited[which] = [fd, size, size, 0, False]
+        self.chunk = max(self.chunk, size)
+        self.filled_by = size // 2
+
+    cdef bint grow_inherited(self) noexcept nogil:
+        cdef bint source = _grow(&self.inherited[0]), target = _grow(&self.inherited[1])
+        return source or target
+
+    cdef void shrink_inherited(self) noexcept nogil:
+        _shrink(&self.inherited[0])
+        _shrink(&self.inherited[1])
+
+    cdef void let_go(self) noexcept nogil:
+        """The pump is over: what an inherited pipe keeps, for what it still holds, is its owner's."""
+        self.shrink_inherited()
+        _give_back(self.inherited[0].taken + self.inherited[1].taken)
+        self.inherited[0].taken = self.inherited[1].taken = 0
+
+    cdef int patience(self, bint for_source) noexcept nogil:
+        """How long to wait, in milliseconds: not for ever where there are pages to give back meanwhile."""
+        cdef bint holds = self.own.fd >= 0 or self.inherited[0].tried or self.inherited[1].tried
+        if for_source and holds and not self.held and not 0 <= self.look <= REST_MS:
+            return REST_MS
+        return self.look
+
+    cdef void rest(self) noexcept nogil:
+        """Give back the pages of pipes through which nothing goes."""
+        self.shrink_inherited()
+        if not self.held:
+            self.close_between()
 
 
 def queues(int fd) -> tuple[int, int]:
@@ -375,12 +449,49 @@ cdef double _monotonic() noexcept nogil:
     return now.tv_sec + now.tv_nsec * 1e-9
 
 
-cdef size_t _raise_pipe(int fd) noexcept nogil:
-    """Make a pipe as large as allowed, best effort (pipe(7): a user's pages are capped), and tell its size in bytes."""
-    cdef int size = max(fcntl(fd, F_GETPIPE_SZ), PAGE), want = PIPE_SIZE
-    while want > size and fcntl(fd, F_SETPIPE_SZ, want) < 0:
+cdef bint _take(int size, bint growing) noexcept with gil:
+    return budget.take(size, growing)
+
+
+cdef void _give_back(int size) noexcept nogil:
+    if size:
+        with gil:
+            budget.give_back(size)
+
+
+cdef bint _grow(Pipe *pipe) noexcept nogil:
+    """Make a pipe as large as the budget and the kernel allow. Whether it has grown."""
+    cdef int size, want = PIPE_SIZE
+    if pipe.fd < 0 or pipe.tried:
+        return False
+    pipe.tried = True
+    size = fcntl(pipe.fd, F_GETPIPE_SZ)
+    while want > size:
+        if _take(want - size, True):
+            if fcntl(pipe.fd, F_SETPIPE_SZ, want) >= 0:
+                pipe.size = want
+                pipe.taken += want - size
+                return True
+            _give_back(want - size)
         want //= 2
-    return max(size, want)
+    return False
+
+
+cdef void _shrink(Pipe *pipe) noexcept nogil:
+    """Give an inherited pipe its size back, or as little more as what it still holds takes."""
+    cdef int size = pipe.usual
+    pipe.tried = False
+    if not pipe.taken:
+        return
+    if fcntl(pipe.fd, F_GETPIPE_SZ) != pipe.size:
+        size = pipe.usual  # somebody else has changed it, and means it
+    else:
+        while size < pipe.size and fcntl(pipe.fd, F_SETPIPE_SZ, size) < 0:
+            size *= 2
+    _give_back(pipe.taken - (size - pipe.usual))
+    pipe.taken = size - pipe.usual
+    pipe.size = size
+    pipe.tried = pipe.taken > 0
 
 
 cdef bint _is_ready(int fd, short events) noexcept nogil:
