@@ -75,4 +75,4 @@ def test_a_passed_descriptor_that_does_not_listen_is_told_in_a_sentence(far_end:
             check=False,
         )
     assert done.returncode == 1
-    assert b"descriptor 3 of LISTEN_FDS is no listening stream socket" in done.stderr
+    assert b"descriptor 3 of LISTEN_FDS is not a listening stream socket" in done.stderr

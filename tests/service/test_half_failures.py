@@ -8,6 +8,7 @@ import pytest
 
 from fastvsock import errors
 from fastvsock.services import connection, handlers, peer_relay
+from fastvsock.services.terms import Terms
 from support import HANG
 from support.services import FarEnd, ask, connect, eventually, receive, serving
 
@@ -20,7 +21,7 @@ def test_a_child_whose_relay_cannot_start_is_told_and_waited_for(monkeypatch: py
     sock, guest = socket.socketpair()
     with guest:
         guest.sendall(b"what nobody reads")
-        serve = handlers.ToCommand(["sleep", str(HANG)], handlers.Terms(), (1024, 1024))
+        serve = handlers.ToCommand(["sleep", str(HANG)], Terms(), (1024, 1024))
         guest.shutdown(socket.SHUT_WR)
         with pytest.raises(errors.RelayError):
             serve(connection.Connection(sock, "it"))

@@ -39,7 +39,7 @@ def test_a_command_that_is_not_there_closes_the_connection_with_one_line(tmp_pat
     ("arguments", "words"),
     [
         (["--tcp", "x"], "expected HOST:PORT"),
-        (["--tcp", "127.0.0.1:1", "--", "cat"], "either --tcp, --unix or a command"),
+        (["--tcp", "127.0.0.1:1", "--", "cat"], "--tcp, --unix, --unix-datagram and COMMAND are mutually exclusive"),
         (["--"], "missing COMMAND after --"),
     ],
 )

@@ -57,5 +57,5 @@ def test_children_that_outlast_the_grace_are_ended(tmp_path: Path) -> None:
     with serving("listen", *arguments) as service, connect(service.address) as guest:
         pid = int(guest.recv(100))
         assert is_alive(pid)
-        assert service.end() == (0, "fastvsock: 1 connection was still open: ended\n")
+        assert service.end() == (0, "fastvsock: --grace expired: closed 1 open connection\n")
         eventually(lambda: is_alive(pid), False)

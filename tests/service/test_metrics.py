@@ -15,7 +15,10 @@ def test_stats_are_lines_on_stderr(far_end: FarEnd) -> None:
     with serving("proxy", "--stats-interval", "0.2", far_end.uds, "7") as proxy, proxy.connect() as sock:
         sock.sendall(b"12345")
         assert receive(sock, 5) == b"12345"
-        expected = "fastvsock: 1 connections open, 1 taken, 0 failed, 0 turned away; up 5 bytes, down 5 bytes\n"
+        expected = (
+            "fastvsock: 1 connections open, 1 taken, 0 failed, 0 rejected (0 of unknown owner); "
+            "up 5 bytes, down 5 bytes\n"
+        )
         eventually(lambda: proxy.child.stderr.readline().decode(), expected)
 
 

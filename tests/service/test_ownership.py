@@ -25,43 +25,43 @@ ASK_UNIX = (
 )
 
 
-def met(accepted: socket.socket, family: ownership.Family) -> Connection:
-    connection = Connection(accepted, "it")
-    family.meet(connection)
-    return connection
+def judged(family: ownership.Family, connection: Connection) -> str:
+    """Why the connection is rejected, if it is."""
+    return family.on_accept(connection) or family.reject_reason(connection)
 
 
 def test_a_client_that_has_closed_since_it_was_met_is_known_by_its_user(monkeypatch: pytest.MonkeyPatch) -> None:
     family = ownership.Family()
     with connected() as (client, accepted):
-        connection = met(accepted, family)
+        connection = Connection(accepted, "it")
+        assert family.on_accept(connection) == ""
         client.close()
-        assert family.refusal(connection) == ""
+        assert family.reject_reason(connection) == ""
         monkeypatch.setattr(os, "getuid", lambda: 4711)
-        assert family.refusal(connection) == ownership.STRANGER
-        assert not connection.lost
+        assert family.reject_reason(connection) == ownership.STRANGER
+        assert not connection.unidentified
 
 
 @pytest.mark.parametrize("remnant", [(sock_diag.TIME_WAIT, 0, 0), (sock_diag.FIN_WAIT2, 0, 0), None])
-def test_a_client_that_was_gone_before_is_nobodys_and_what_it_sent_is_counted_as_lost(
+def test_a_client_that_was_gone_before_is_unidentified(
     monkeypatch: pytest.MonkeyPatch, remnant: sock_diag.Found | None
 ) -> None:
     monkeypatch.setattr(ownership, "other_end", lambda _: remnant)
     family = ownership.Family()
     with connected() as (client, accepted):
-        connection = met(accepted, family)
-        assert (family.refusal(connection), connection.lost) == (ownership.CLOSED, False)
+        connection = Connection(accepted, "it")
+        assert (judged(family, connection), connection.unidentified) == (ownership.CLOSED, True)
         client.sendall(b"x")
-        assert (family.refusal(connection), connection.lost) == (ownership.LOST, True)
+        assert (judged(family, connection), connection.unidentified) == (ownership.DISCARDED, True)
 
 
-def test_a_client_that_broke_off_is_no_loss() -> None:
+def test_a_client_that_reset_the_connection_is_rejected() -> None:
     family = ownership.Family()
     with connected() as (client, accepted):
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         client.close()  # a reset
-        connection = met(accepted, family)
-        assert (family.refusal(connection), connection.lost) == (ownership.BROKEN, False)
+        connection = Connection(accepted, "it")
+        assert (judged(family, connection), connection.unidentified) == (ownership.BROKEN, False)
 
 
 @pytest.mark.parametrize(("release", "refusal"), [("6.16.0", ownership.CLOSED), ("6.17.0-rc1", "")])
@@ -73,19 +73,19 @@ def test_user_0_of_a_closed_socket_counts_only_where_the_kernel_keeps_users(
     with connected() as (_, accepted):
         monkeypatch.setattr(ownership, "other_end", lambda _: (sock_diag.FIN_WAIT1, 0, 0))
         family = ownership.Family()
-        assert family.refusal(met(accepted, family)) == refusal
+        assert judged(family, Connection(accepted, "it")) == refusal
 
 
-def test_where_nothing_can_be_told_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_the_kernel_does_not_answer_that_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(_: object) -> None:
         raise FileNotFoundError
 
     monkeypatch.setattr(ownership, "other_end", broken)
     with connected() as (_, accepted):
         family = ownership.Family()
-        connection = met(accepted, family)
-        assert family.refusal(connection) == ownership.UNTOLD
-        assert connection.lost
+        connection = Connection(accepted, "it")
+        assert judged(family, connection) == ownership.UNKNOWN
+        assert connection.unidentified
 
 
 @pytest.mark.parametrize("error", [PermissionError, FileNotFoundError], ids=["hidepid=1", "hidepid=2"])
@@ -104,9 +104,11 @@ def test_a_descendant_that_proc_hides_is_taken_for_root_or_ourselves(
         monkeypatch.setattr(process_tree, "_read", lambda path: read(hide(path)))
         monkeypatch.setattr(os.path, "exists", lambda path: not path.startswith(f"/proc/{hidden.pid}"))
         family = ownership.Family()
-        assert family.refusal(Connection(accepted, "it")) == ownership.STRANGER, "sleep was there before the family"
+        assert family.reject_reason(Connection(accepted, "it")) == ownership.STRANGER, (
+            "sleep was there before the family"
+        )
         family._strangers = set()
-        assert family.refusal(Connection(accepted, "it")) == ""
+        assert family.reject_reason(Connection(accepted, "it")) == ""
         assert process_tree.users_of(hidden.pid) == {0, os.getuid()}
 
 
@@ -131,7 +133,7 @@ def test_without_proc_the_same_user_decides(far_end: FarEnd, tmp_path: Path, whe
         pytest.skip("this machine: only root can take /proc away")
     listen, script, address = ("127.0.0.1:0", ASK, "{port}")
     if where == "unix":
-        listen, script, address = (f"unix:{tmp_path}/u", ASK_UNIX, "{uds}")
+        listen, script, address = (f"unix:{tmp_path}/u", ASK_UNIX, "{socket}")
     words = service_command("proxy", "--listen", listen, far_end.uds, "7", "--", sys.executable, "-c", script, address)
     done = subprocess.run([*inside, *words], capture_output=True, timeout=HANG, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"ask\n", b"")

@@ -89,8 +89,9 @@ def takes_signals(pid: int) -> bool:
 
 @pytest.mark.parametrize("number", ["-1", "3", "4", "5", "6", "99", "99999999999"])
 def test_a_ready_descriptor_that_is_not_open_is_told_before_anything_else(far_end: FarEnd, number: str) -> None:
+    expected = "expected the number of a descriptor that is open for writing"
     words = service_command("proxy", "--ready-fd", number, far_end.uds, "7")
     with started(words) as child:
         out, said = child.communicate(timeout=HANG)
     assert (child.returncode, out) == (2, b"")
-    assert said == f"fastvsock: --ready-fd {number}: no descriptor of that number is open for writing\n".encode()
+    assert said == f"fastvsock: invalid --ready-fd {number}: {expected}\n".encode()

@@ -26,7 +26,8 @@ def test_the_command_gets_the_address_and_its_exit_status_is_the_proxys(far_end:
 
 def test_the_command_gets_the_path_of_a_unix_socket(far_end: FarEnd, tmp_path: Path) -> None:
     path = tmp_path / "listen"
-    done = run_proxy("--listen", f"unix:{path}", far_end.uds, "7", "--", "sh", "-c", "echo $0 $FASTVSOCK_UDS", "{uds}")
+    command = ("sh", "-c", "echo $0 $FASTVSOCK_SOCKET", "{socket}")
+    done = run_proxy("--listen", f"unix:{path}", far_end.uds, "7", "--", *command)
     assert done.stdout == f"{path} {path}\n".encode()
     assert not path.exists()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fastvsock.services import acceptor, handlers
+from fastvsock.services import acceptor, hanging_up
 from support import COMMAND, ECHO, HANG, LATE_SOURCE, NOTHING, SOURCE, SOURCE_SIZE, Endpoint, Listener, pattern, summary
 from support.services import FarEnd, Running, eventually, receive, serving
 
@@ -79,11 +79,11 @@ def send_and_close(sock: socket.socket, data: bytes) -> None:
 
 
 def test_a_peer_that_never_ends_talking_is_left_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(handlers, "FAREWELL", 0.3)
+    monkeypatch.setattr(hanging_up, "FAREWELL", 0.3)
     near, client = socket.socketpair()
     talker = threading.Thread(target=talk, args=(client,))
     talker.start()
-    handlers.hang_up(near)
+    hanging_up.hang_up(near)
     assert near.fileno() == -1
     talker.join(HANG)
     assert not talker.is_alive()
@@ -99,11 +99,11 @@ def talk(sock: socket.socket) -> None:
 
 
 def test_a_peer_that_has_not_read_everything_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(handlers, "FAREWELL", 0.1)
-    monkeypatch.setattr(handlers, "SILENCE", 0.1)
+    monkeypatch.setattr(hanging_up, "FAREWELL", 0.1)
+    monkeypatch.setattr(hanging_up, "SILENCE", 0.1)
     near, client = socket.socketpair()
     near.send(b"x")
-    leaving = threading.Thread(target=handlers.hang_up, args=(near,))
+    leaving = threading.Thread(target=hanging_up.hang_up, args=(near,))
     leaving.start()
     leaving.join(0.5)
     assert leaving.is_alive()

@@ -34,7 +34,7 @@ def test_a_strangers_connection_is_closed_and_told(far_end: FarEnd, where: str, 
         child.stdin.write(b"\n")
         _, said = child.communicate(timeout=HANG)
         assert child.returncode == 0
-        assert re.fullmatch(rb"fastvsock: .*: closed, for it is none of the command's own connections\n", said)
+        assert re.fullmatch(rb"fastvsock: .*: " + ownership.STRANGER.encode() + rb"\n", said)
 
 
 @pytest.mark.parametrize(
@@ -64,9 +64,9 @@ def test_where_a_descendant_cannot_be_looked_into_its_user_decides(monkeypatch: 
     ):
         sock, _ = server.accept()
         connection = Connection(sock, "this process' own")
-        assert family.refusal(connection) == ownership.STRANGER, "for it is its parent's, not sleep's"
+        assert family.reject_reason(connection) == ownership.STRANGER, "for it is its parent's, not sleep's"
         monkeypatch.setattr(ownership, "has_open", lambda pid, inode: None)
-        assert not family.refusal(connection)
+        assert not family.reject_reason(connection)
         monkeypatch.setattr(ownership, "users_of", lambda pid: {os.getuid() + 1})
-        assert family.refusal(connection) == ownership.STRANGER
+        assert family.reject_reason(connection) == ownership.STRANGER
         sock.close()

@@ -41,20 +41,24 @@ environment:
 """
 
 
+class ReaderGoneError(BrokenPipeError):
+    """Nobody reads standard output any more."""
+
+
 class Stdout(io.FileIO):
-    """Standard output, which tells an error of its own from any other `OSError`, and only once."""
+    """Standard output, whose errors have types of their own, and are raised only once."""
 
     _failed = False
 
     def write(self, data: "bytes | bytearray | memoryview") -> int:  # type: ignore[override]
-        """Raises `StreamError`, and BrokenPipeError where nobody reads any more."""
+        """Raises `StreamError`, or `ReaderGoneError` where nobody reads any more."""
         if self._failed:
             return len(data)
         try:
             return super().write(data)
-        except BrokenPipeError:
+        except BrokenPipeError as error:
             self._failed = True
-            raise
+            raise ReaderGoneError(error.errno, error.strerror) from None
         except OSError as error:
             self._failed = True
             raise errors.StreamError(f"cannot write the output: {error.strerror}", error.errno or 0) from None
@@ -110,8 +114,8 @@ def _reported(act: "Callable[[], int]") -> int:
     """The status of `act`, or of what is wrong with it, once that is printed."""
     try:
         return act()
-    except BrokenPipeError:
-        return 0  # into `head` for instance
+    except ReaderGoneError:
+        return 0  # such as `head`, which has read enough
     except Exception as error:
         sentence, status = stdio.message_and_status(error)
         stdio.log(sentence)

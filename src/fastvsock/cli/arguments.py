@@ -1,15 +1,15 @@
-"""Types of arguments that several subcommands take, for argparse, and what stands before and behind ``--``."""
+"""Types of arguments that several subcommands take, for argparse, and the words before and after ``--``."""
 
 import argparse
 
 from .. import errors
 
-LONGEST = 1_000_000  # seconds, as for connect: more than a week, and what poll(2) and socket timeouts can take
+LONGEST = 1_000_000  # seconds, as for connect: more than a week, and within the range of poll(2) and socket timeouts
 INFINITY = float("inf")
 
 
 def split(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """What precedes the first ``--``, and the command behind it. Raises `UsageError` for an empty command."""
+    """The words before the first ``--``, and the command after it. Raises `UsageError` for an empty command."""
     if "--" not in arguments:
         return arguments, []
     at = arguments.index("--")
@@ -52,7 +52,7 @@ def descriptor(text: str) -> int:
 
 
 def path(text: str) -> str:
-    """A path, which is not empty."""
+    """A path that is not empty."""
     if not text:
         raise argparse.ArgumentTypeError("the path is empty")
     return text

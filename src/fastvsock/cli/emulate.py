@@ -1,7 +1,6 @@
 """`fastvsock emulate UDS`: the VMM's side of a hybrid vsock with a guest behind it, without a VM."""
 
 import argparse
-import resource
 import shutil
 import signal
 from functools import partial
@@ -12,6 +11,7 @@ from ..emulator.emulator import path_warning
 from ..errors import UsageError, printable
 from ..handshake import parse_port
 from ..host.addresses import parse_target
+from ..host.processes import raise_descriptor_limit
 from ..stdio import log
 
 EPILOG = """\
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     Raises `UsageError` or `PortError` for an invalid service, `EmulatorError` where `UDS` cannot be used.
     """
     services = DEFAULT_SERVICES | _services(args)
-    _raise_descriptor_limit()
+    raise_descriptor_limit()  # 1,023 connections take more than the usual 1,024 descriptors
     emulator = Emulator(args.uds, services, log if args.verbose else None, args.vmm)
     status = 0
 
@@ -123,9 +123,3 @@ def _tcp(option: str) -> tuple[int, Service]:
 
 def _name(service: Service) -> str:
     return service.__name__ if hasattr(service, "__name__") else type(service).__name__.lower()
-
-
-def _raise_descriptor_limit() -> None:
-    """1,023 connections take more than the usual 1,024 descriptors."""
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

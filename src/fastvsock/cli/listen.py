@@ -1,26 +1,29 @@
 """`fastvsock listen UDS PORT`: the other direction, where the guest connects to a port of the host."""
 
 import argparse
-import os
 from contextlib import ExitStack
 
 from .. import errors
 from ..handshake import parse_port
-from ..host import addresses, listeners
+from ..host import addresses
 from ..host.addresses import Address
-from ..services.handlers import Terms, ToCommand, ToSocket, ToStdio
+from ..services.handlers import ToCommand, ToSocket, ToStdio
 from ..services.lifecycle import Plan
 from ..services.limits import prepare_process
 from . import description
-from .arguments import mode, path, split
-from .service import add_options, begin, live
+from .arguments import path, split
+from .service import add_options, open_listeners, prepare_service, run_service, terms_of
 
 EPILOG = """\
 A VMM passes a guest's connection to CID 2, port PORT, on to the Unix socket UDS_PORT, which this command makes (mode
-0600) and removes. Without --tcp, --unix and COMMAND the one connection that is served becomes stdin and stdout.
+0600) and removes. Without --tcp, --unix, --unix-datagram and COMMAND, one connection is served, as stdin and stdout.
 
-exit status: 0; 1 for a failure that ended the command or its one connection, told on stderr in one line; with --once
-and COMMAND, COMMAND's; 2 for wrong usage; 128+n ended by signal n.
+With --unix-datagram, what the guest sends on one connection is delivered as one message, after its end of file. Where a
+VMM hides the guest's half-close, the message ends --idle-timeout SECONDS (default 5) after its last byte. Nothing is
+delivered of a connection that breaks.
+
+exit status: 0; 1 for a failure of the command or of its one connection, explained in one line on stderr; COMMAND's,
+with --once and COMMAND; 2 for wrong usage; 128+n if signal n ended it.
 """
 
 
@@ -38,47 +41,50 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("port", metavar="PORT", help="the port that the guest connects to, 0 to 4294967295")
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--tcp", metavar="HOST:PORT", help="join each connection to a TCP port")
-    where.add_argument("--unix", type=path, metavar="PATH", help="join each connection to a Unix socket")
-    parser.add_argument(
-        "--mode",
-        type=mode,
-        default=listeners.OWNER_ONLY,
-        help="the socket's mode, for a VMM of another user (default 600)",
+    where.add_argument(
+        "--unix",
+        type=path,
+        metavar="PATH",
+        help="join each connection to a Unix socket, which may be for streams or for datagrams; @NAME: an abstract one",
     )
-    add_options(parser)
+    where.add_argument(
+        "--unix-datagram",
+        type=path,
+        metavar="PATH",
+        help="deliver each connection as one message to a Unix datagram socket, such as $NOTIFY_SOCKET",
+    )
+    add_options(parser, over_limit="others are closed, since a VMM with all its connections would wait for a queue")
     options = parser.parse_args(words)
-    if command and (options.tcp or options.unix):
-        raise errors.UsageError("either --tcp, --unix or a command takes the connections")
+    if command and (options.tcp or options.unix or options.unix_datagram):
+        raise errors.UsageError("--tcp, --unix, --unix-datagram and COMMAND are mutually exclusive")
     return run(options, command)
 
 
 def run(options: argparse.Namespace, command: list[str]) -> int:
     """Serve until the end and return the exit status. Raises `FastvsockError`."""
-    terms = Terms(timeout=options.timeout, linger=options.linger, engine=options.engine)
+    terms = terms_of(options)
     address = Address(path=f"{options.uds}_{parse_port(options.port)}")
     serve: ToSocket | ToCommand | ToStdio
-    stdio = not (command or options.tcp or options.unix)
-    where = None if command or stdio else options.unix or addresses.parse_target("--tcp", options.tcp)
-    life = begin(options, with_command=False)
+    target = options.unix or options.unix_datagram or (options.tcp and addresses.parse_target("--tcp", options.tcp))
+    on_stdio = not (command or target)
+    life = prepare_service(options, with_command=False)
     limit = prepare_process()
     if command:
         serve = ToCommand(command, terms, limit)
-    elif where:
-        serve = ToSocket(where, terms)
+    elif target:
+        serve = ToSocket(target, terms, datagrams=bool(options.unix_datagram))
     else:
         serve = ToStdio(terms)
     with ExitStack() as closing:
-        listening = listeners.passed(os.environ, remote=options.allow_remote)
-        if not listening:
-            listening.append(listeners.open_listener(address, options.mode))
+        listening = open_listeners(options, lambda: address)
         for listener in listening:
             closing.callback(listener.close)
         plan = Plan(
-            once=options.once or stdio,
-            grace=0 if stdio else options.grace,
+            once=options.once or on_stdio,
+            grace=0 if on_stdio else options.grace,
             stats_interval=options.stats_interval,
-            say_where=not stdio,
+            announce=not on_stdio,
             ready_fd=options.ready_fd,
         )
-        status = live(options, life, plan, listening, serve)
+        status = run_service(options, life, plan, listening, serve, queue=False)
     return status or (serve.status if options.once and isinstance(serve, ToCommand) else 0)

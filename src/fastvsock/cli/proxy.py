@@ -9,29 +9,31 @@ from functools import partial
 
 from .. import errors
 from ..handshake import parse_port
-from ..host import addresses, listeners
+from ..host import addresses
 from ..host.addresses import Address
 from ..host.processes import Child, spawn
-from ..services.handlers import Terms, ToGuest
+from ..services.handlers import ToGuest
 from ..services.lifecycle import Plan
 from ..services.limits import prepare_process
 from ..services.ownership import Family
 from ..stdio import log
 from . import description
 from .arguments import Seconds, path, split
-from .service import add_options, begin, live
+from .service import add_options, open_listeners, prepare_service, run_service, terms_of
 
 DEFAULT = "127.0.0.1:0"
-ADDRESS_LIKE = re.compile(r"[\w.:@/=,%+\[\]{}-]*")  # words in which placeholders are filled in
-WAIT = "for each connection: retry so long while the guest is still booting (default 0)"
+ADDRESS_LIKE = re.compile(r"[\w.:@/=,%+\[\]{}-]*")  # words in which placeholders are expanded
+PLACEHOLDER = re.compile(r"\{(host|port|socket|uds)\}")
+WAIT = "for each connection: retry for SECONDS while the guest is still booting (default 0)"
 EPILOG = """\
-With a COMMAND, {port} and {host} (or {uds}, with --listen unix:PATH) become the address in those of its words that
-could be one (no blanks, no quotes: what a shell in the guest shall run stays as it is). The address is also in its
-environment, as FASTVSOCK_PORT and FASTVSOCK_HOST (or FASTVSOCK_UDS). Signals are passed on to it; connections that are
-neither its own nor its descendants' are closed; and its end is the proxy's, with its exit status.
+With a COMMAND, {port} and {host} (with --listen unix:PATH: {socket}) stand for the address that the proxy listens on,
+in arguments without spaces or quotes; in others, such as a shell command for the guest, they stay as they are. The
+address is also in COMMAND's environment, as FASTVSOCK_PORT and FASTVSOCK_HOST (FASTVSOCK_SOCKET). COMMAND gets the
+proxy's signals. Connections of other processes than COMMAND and its descendants are rejected. The proxy ends when
+COMMAND does.
 
-exit status: the COMMAND's, 128+n if signal n ended it; else 0, 1 for a failure that ended the proxy or its --once
-connection, told on stderr in one line, 2 for wrong usage, 128+n where a second signal n cut the --grace short.
+exit status: COMMAND's, or 128+n if signal n ended it. Without COMMAND: 0; 1 for a failure of the proxy or of its --once
+connection, explained in one line on stderr; 2 for wrong usage; 128+n if a second signal n ended the --grace period.
 """
 
 
@@ -51,65 +53,66 @@ def main(arguments: list[str]) -> int:
         "--listen",
         metavar="ADDRESS",
         default=DEFAULT,
-        help=f"127.0.0.1:PORT, [::1]:PORT or unix:PATH (mode 0600); PORT 0: the kernel chooses (default {DEFAULT}); "
-        "sockets passed by systemd (LISTEN_FDS) take its place",
+        help=f"127.0.0.1:PORT, [::1]:PORT or unix:PATH; PORT 0: the kernel chooses (default {DEFAULT}); "
+        "sockets passed by systemd (LISTEN_FDS) are used instead",
     )
     parser.add_argument(
         "--port-file",
         type=path,
-        metavar="F",
-        help="write the port there, or the path, once connections are taken; a file is replaced, and removed at the "
-        "end, anything else (a FIFO, /dev/stdout) is written to",
+        metavar="FILE",
+        help="write the port, or the path of the Unix socket, to FILE as soon as connections are accepted; a regular "
+        "file is replaced, and removed at the end; a FIFO or /dev/stdout is written to",
     )
     parser.add_argument("--wait", type=Seconds(), default=0.0, metavar="SECONDS", help=WAIT)
-    add_options(parser)
+    add_options(parser, over_limit="others wait")
     options = parser.parse_args(words)
     return run(options, command)
 
 
 def run(options: argparse.Namespace, command: list[str]) -> int:
     """Serve until the end and return the exit status. Raises `FastvsockError`."""
-    terms = Terms(options.timeout, options.wait, options.linger, options.engine)
-    serve = ToGuest(options.uds, parse_port(options.port), terms)
-    life = begin(options, bool(command))
+    serve = ToGuest(options.uds, parse_port(options.port), terms_of(options, wait=options.wait))
+    life = prepare_service(options, bool(command))
     limit = prepare_process()
     with ExitStack() as closing:
-        listening = listeners.passed(os.environ, remote=options.allow_remote)
-        if not listening:
-            address = addresses.parse(options.listen, remote=options.allow_remote)
-            listening.append(listeners.open_listener(address))
+        listening = open_listeners(options, lambda: addresses.parse(options.listen, remote=options.allow_remote))
         for listener in listening:
             closing.callback(listener.close)
         plan = Plan(
             once=options.once,
             grace=options.grace,
             stats_interval=options.stats_interval,
-            say_where=not command,
+            announce=not command,
             port_file=options.port_file,
             ready_fd=options.ready_fd,
-            start=starter(command, listening[0].address, limit) if command else None,
+            launch=command_launcher(command, listening[0].address, limit) if command else None,
         )
-        return live(options, life, plan, listening, serve, Family() if command else None)
+        family = Family() if command else None
+        return run_service(options, life, plan, listening, serve, family=family, queue=True)
 
 
-def starter(command: list[str], address: Address, limit: tuple[int, int]) -> Callable[[], Child]:
-    """What starts `command` with the address filled in. Raises `UsageError` for a placeholder that has no value.
+def command_launcher(command: list[str], address: Address, limit: tuple[int, int]) -> Callable[[], Child]:
+    """Return what starts `command` with the address filled in. Raises `UsageError` for a placeholder without a value.
 
-    Only words that look like an address are filled in: a remote command is one word with blanks, and its braces are
-    its own.
+    Only words that look like an address are expanded: a remote command is one word with spaces, and its braces belong
+    to the guest. {uds} and FASTVSOCK_UDS are the names that {socket} and FASTVSOCK_SOCKET had in 0.1.
     """
-    values = {"uds": address.path} if address.path else {"host": address.host, "port": str(address.port)}
-    words = []
-    for word in command:
-        for name in ("uds", "host", "port") if ADDRESS_LIKE.fullmatch(word) else ():
-            if f"{{{name}}}" in word and name not in values:
-                raise errors.UsageError(f"{{{name}}} in the command has no value: the proxy listens on {address}")
-            word = word.replace(f"{{{name}}}", values.get(name, ""))
-        words.append(word)
-    if words == command and any(f"{{{name}}}" in word for word in command for name in values):
+    if address.path:
+        values = {"socket": address.path, "uds": address.path}
+    else:
+        values = {"host": address.host, "port": str(address.port)}
+
+    def value(found: re.Match[str]) -> str:
+        if found[1] not in values:
+            raise errors.UsageError(f"{found[0]} in the command has no value: the proxy listens on {address}")
+        return values[found[1]]
+
+    words = [PLACEHOLDER.sub(value, word) if ADDRESS_LIKE.fullmatch(word) else word for word in command]
+    left = [found for word in command for found in PLACEHOLDER.findall(word) if found in values]
+    if words == command and left:
         log(
-            "no placeholder of the command was filled in: that is done only in words without blanks and quotes; "
-            "a shell finds the address in its environment"
+            f"warning: {{{left[0]}}} was left as is: placeholders are expanded only in arguments without spaces or "
+            f"quotes; inside a shell command use $FASTVSOCK_{left[0].upper()}"
         )
     environment = os.environ | {f"FASTVSOCK_{name.upper()}": value for name, value in values.items()}
     return partial(spawn, words, limit=limit, environment=environment)

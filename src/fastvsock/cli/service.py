@@ -1,47 +1,59 @@
 """What `fastvsock proxy` and `fastvsock listen` share: options, start, run."""
 
 import argparse
+import os
 from collections.abc import Callable
 
+from .. import errors
 from ..engines import ENGINES, choose
-from ..host import addresses
-from ..host.listeners import Listener
+from ..host import addresses, listeners
+from ..host.addresses import Address
+from ..host.listeners import OWNER_ONLY, Listener
 from ..services.acceptor import Service
 from ..services.announce import check_ready
 from ..services.connection import Connection
 from ..services.lifecycle import NEVER, Lifetime, Plan
 from ..services.limits import MAX_CONNECTIONS, affordable
 from ..services.ownership import Family
-from ..stdio import fill_closed
-from .arguments import Seconds, descriptor, positive
+from ..services.terms import Terms
+from ..stdio import fill_closed, log
+from .arguments import Seconds, descriptor, mode, positive
 
 LINGER = (
-    "after the end of a connection's input, when nothing has moved either way for so long, half-close it, which makes "
-    "a VMM close it whole; 0: at once, inf: never (default 0.5, and inf if there was no input at all)"
+    "after a connection's input ends, half-close it once both directions have been idle for SECONDS, which makes most "
+    "VMMs close it completely; 0: immediately, inf: never (default 0.5; inf if there was no input at all)"
+)
+IDLE_TIMEOUT = (
+    "end a connection in which no byte has moved in either direction for SECONDS, for instance because the VM is "
+    "paused or one side does not read (default: never)"
 )
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options that every service has."""
+def add_options(parser: argparse.ArgumentParser, *, over_limit: str) -> None:
+    """The options that every service has. `over_limit`: what happens to connections over --max-connections."""
     option = parser.add_argument
+    option("--mode", type=mode, metavar="MODE", help="mode of the Unix socket, to let others connect (default 600)")
     option("--allow-remote", action="store_true", help="allow addresses that other machines can reach")
     option("--once", action="store_true", help="serve one connection, then end with its result")
     option(
-        "--ready-fd", metavar="N", type=descriptor, help="write the address to descriptor N once connections are taken"
+        "--ready-fd",
+        metavar="N",
+        type=descriptor,
+        help="write the address to descriptor N as soon as connections are accepted",
     )
     option(
         "--max-connections",
         metavar="N",
         type=positive,
         default=MAX_CONNECTIONS,
-        help=f"at once; more wait their turn (default {MAX_CONNECTIONS}, the VMM's own limit)",
+        help=f"serve at most N connections at a time; {over_limit} (default {MAX_CONNECTIONS}, the VMM's own limit)",
     )
     option(
         "--grace",
         metavar="SECONDS",
         type=Seconds(infinite=True),
         default=10.0,
-        help="time that open connections get after SIGTERM, SIGINT or SIGHUP, or the end of COMMAND (default 10)",
+        help="how long open connections may go on after SIGTERM, SIGINT or SIGHUP, or the end of COMMAND (default 10)",
     )
     option(
         "--timeout",
@@ -51,18 +63,24 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="time for connecting (default 10)",
     )
     option("--linger", metavar="SECONDS", type=Seconds(infinite=True), help=LINGER)
-    option("--engine", choices=ENGINES, help="default: FASTVSOCK_ENGINE, or auto")
+    option("--idle-timeout", metavar="SECONDS", type=Seconds(positive=True), help=IDLE_TIMEOUT)
+    option("--engine", choices=ENGINES, help="how bytes are moved (default: FASTVSOCK_ENGINE, or auto)")
     option(
         "--stats-interval",
         metavar="SECONDS",
         type=Seconds(positive=True),
         default=NEVER,
-        help="one line on stderr so often",
+        help="print statistics to stderr every SECONDS",
     )
-    option("--metrics", metavar="ADDRESS", help="serve Prometheus metrics there, for instance 127.0.0.1:9464")
+    option("--metrics", metavar="ADDRESS", help="serve Prometheus metrics at ADDRESS, for instance 127.0.0.1:9464")
 
 
-def begin(options: argparse.Namespace, with_command: bool) -> Lifetime:
+def terms_of(options: argparse.Namespace, *, wait: float = 0.0) -> Terms:
+    """How the options want connections to be made and relayed."""
+    return Terms(options.timeout, wait, options.linger, options.engine, options.idle_timeout)
+
+
+def prepare_service(options: argparse.Namespace, with_command: bool) -> Lifetime:
     """Check the options and take over the signals, before a service opens anything."""
     fill_closed()
     if options.ready_fd is not None:
@@ -71,18 +89,37 @@ def begin(options: argparse.Namespace, with_command: bool) -> Lifetime:
     return Lifetime(with_command)
 
 
-def live(
+def open_listeners(options: argparse.Namespace, address: Callable[[], Address]) -> list[Listener]:
+    """The sockets passed by systemd, or one that listens on `address()`. Raises `FastvsockError`."""
+    passed = listeners.passed(os.environ, remote=options.allow_remote)
+    if passed:
+        return passed
+    where = address()
+    if where.path:
+        excess = addresses.excess_length(where.path)
+        if excess:
+            log(f"warning: {errors.printable(where.path)}: {excess}: use a shorter path")
+    elif options.mode is not None:
+        raise errors.UsageError(f"invalid --mode for {where}: expected an address unix:PATH")
+    return [listeners.open_listener(where, OWNER_ONLY if options.mode is None else options.mode)]
+
+
+def run_service(
     options: argparse.Namespace,
     life: Lifetime,
     plan: Plan,
-    listeners: list[Listener],
+    listening: list[Listener],
     serve: Callable[[Connection], object],
+    *,
     family: Family | None = None,
+    queue: bool,
 ) -> int:
     """Run the service that the options and the plan describe, to its end, and return the exit status."""
-    service = Service(listeners, serve, 1 if plan.once else affordable(options.max_connections), family)
+    limit = 1 if plan.once else affordable(options.max_connections, queue=queue)
+    service = Service(listening, serve, limit, family, queue=queue or plan.once)
     if options.metrics is not None:
-        from ..services.metrics import serve_metrics  # its start is not for those who do not ask
+        from ..services.metrics import serve_metrics  # slow to import, and rarely needed
 
-        serve_metrics(addresses.parse(options.metrics, remote=options.allow_remote), service)
+        address = addresses.parse(options.metrics, remote=options.allow_remote, option="--metrics")
+        serve_metrics(address, service)
     return life.run(service, plan)

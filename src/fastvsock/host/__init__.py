@@ -1,1 +1,1 @@
-"""Linux, without a word about vsock: addresses, sockets' files, processes, sock_diag."""
+"""What Linux offers, with no knowledge of vsock: addresses, socket files, processes, sock_diag."""

@@ -1,20 +1,25 @@
 """Addresses to listen on and to connect to: ``HOST:PORT``, ``[HOST]:PORT`` or ``unix:PATH``.
 
-Loopback is the rule: an address that other machines reach must be asked for.
+Listening is limited to loopback: an address that other machines can reach must be asked for.
 """
 
+import os
 import socket
+from dataclasses import dataclass
 
 from .. import errors
+from ..errors import SUN_PATH_MAX
+
+HIGHEST_PORT = (1 << 16) - 1
 
 
+@dataclass(frozen=True)
 class Address:
-    """A TCP address, or, where `path` is not empty, a Unix socket's."""
+    """A TCP address, or the path of a Unix socket where `path` is not empty."""
 
-    __slots__ = ("host", "path", "port")
-
-    def __init__(self, host: str = "", port: int = 0, path: str = "") -> None:
-        self.host, self.port, self.path = host, port, path
+    host: str = ""
+    port: int = 0
+    path: str = ""
 
     def __str__(self) -> str:
         if self.path:
@@ -22,36 +27,39 @@ class Address:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-def parse(text: str, *, remote: bool = False) -> Address:
-    """The address that `text` means. Raises `UsageError`, also for one that is not loopback unless `remote`."""
+def parse(text: str, *, remote: bool = False, option: str = "--listen") -> Address:
+    """The address that `text` names. Raises `UsageError`, also for one beyond loopback unless `remote`."""
     if text.startswith("unix:") and len(text) > len("unix:"):
         return Address(path=text.removeprefix("unix:"))
-    host, colon, digits = text.rpartition(":")
-    host = host[1:-1] if host.startswith("[") and host.endswith("]") else host.replace(":", " ")
+    host, port = _split(text, lowest=0)
     host = _normal("127.0.0.1" if host == "localhost" else host)
-    if not (host and colon and digits.isascii() and digits.isdigit() and len(digits) < 6 and int(digits) < 1 << 16):
+    if not host or port is None:
         raise errors.UsageError(
-            f"{text!r} is no address to listen on: give 127.0.0.1:PORT, [::1]:PORT (PORT 0: the kernel chooses) "
-            "or unix:PATH"
+            f"invalid {option} {text!r}: expected 127.0.0.1:PORT, [::1]:PORT (PORT 0: the kernel chooses) or unix:PATH"
         )
     check_reach(host, text, remote)
-    return Address(host, int(digits))
+    return Address(host, port)
 
 
 def parse_target(option: str, text: str) -> tuple[str, int]:
     """Host and port to connect to, from ``HOST:PORT`` or ``[HOST]:PORT``. Raises `UsageError`, which names `option`."""
-    host, colon, digits = text.rpartition(":")
+    host, port = _split(text, lowest=1)
+    if not host or port is None:
+        raise errors.UsageError(f"invalid {option} {text!r}: expected HOST:PORT with PORT from 1 to {HIGHEST_PORT}")
+    return host, port
+
+
+def _split(text: str, *, lowest: int) -> tuple[str, int | None]:
+    """Host and port, each empty or None where it is not valid. A host with colons must stand in brackets."""
+    host, _, digits = text.rpartition(":")
     bracketed = host.startswith("[") and host.endswith("]")
-    host = host[1:-1] if bracketed else host
-    if not (
-        host and colon and digits.isascii() and digits.isdigit() and len(digits) < 6 and 0 < int(digits) < 1 << 16
-    ) or (":" in host and not bracketed):
-        raise errors.UsageError(f"invalid {option} {text!r}: expected HOST:PORT with PORT from 1 to 65535")
-    return host, int(digits)
+    host = host[1:-1] if bracketed else "" if ":" in host else host
+    is_number = digits.isascii() and digits.isdigit() and len(digits) < 6
+    return host, int(digits) if is_number and lowest <= int(digits) <= HIGHEST_PORT else None
 
 
 def _normal(host: str) -> str:
-    """A numeric address in its usual spelling; nothing for what is none."""
+    """A numeric address in its usual spelling; empty for anything else."""
     number, percent, zone = host.partition("%")
     family = socket.AF_INET6 if ":" in number else socket.AF_INET
     try:
@@ -61,8 +69,25 @@ def _normal(host: str) -> str:
 
 
 def check_reach(host: str, text: str, remote: bool) -> None:
+    """Raise `UsageError` for a host beyond loopback, unless `remote`."""
     if not (host.startswith("127.") or host == "::1" or remote):
         raise errors.UsageError(
-            f"{text} can be reached from other machines, which would reach the guest without a password of ours: "
-            "--allow-remote if it is meant so"
+            f"{text} is reachable from other machines and fastvsock does no authentication: "
+            "pass --allow-remote if that is intended"
         )
+
+
+def unix_name(path: str) -> str:
+    """What bind(2) and connect(2) take for `path`: a leading @ names an abstract socket, see unix(7)."""
+    return f"\0{path[1:]}" if path.startswith("@") else path
+
+
+def excess_length(path: str) -> str:
+    """Why other programs cannot connect to the Unix socket `path`; empty where they can.
+
+    This package reaches a longer path through /proc (see socket_file.py), which a VMM, for instance, does not do.
+    """
+    size = len(os.fsencode(path))
+    if size <= SUN_PATH_MAX:
+        return ""
+    return f"the path has {size} bytes, and most programs can connect to at most {SUN_PATH_MAX} (unix(7), sun_path)"

@@ -1,7 +1,7 @@
 """Listening sockets: opened here, or passed by systemd.
 
-A port of 0 lets the kernel choose, which alone cannot collide. A socket file leaves it to its owner who may connect;
-how it is made and removed: socket_file.py.
+With port 0 the kernel chooses a free one. The mode of a socket file decides who may connect; socket_file.py makes and
+removes it.
 """
 
 import os
@@ -25,7 +25,7 @@ class Listener:
         self.address = address_of(sock) if file is None else Address(path=file[0])
 
     def close(self) -> None:
-        """Listen no more."""
+        """Stop listening."""
         self.sock.close()
         self.remove_file()
 
@@ -45,7 +45,7 @@ def address_of(sock: socket.socket) -> Address:
 
 
 def open_listener(address: Address, mode: int = OWNER_ONLY) -> Listener:
-    """Listen on `address`; a socket file gets `mode`. Raises `FastvsockError` where that cannot be."""
+    """Listen on `address`; a socket file gets `mode`. Raises `FastvsockError`."""
     try:
         return _open_unix(address.path, mode) if address.path else _open_tcp(address)
     except OSError as error:
@@ -58,6 +58,7 @@ def _open_tcp(address: Address) -> Listener:
     sock = socket.socket(socket.AF_INET6 if ":" in address.host else socket.AF_INET, socket.SOCK_STREAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port in TIME_WAIT is free: socket(7)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted sockets inherit it
         if sock.family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.bind((address.host, address.port))
@@ -79,9 +80,9 @@ def _open_unix(path: str, mode: int) -> Listener:
 
 
 def passed(environment: "os._Environ[str]", *, remote: bool = False) -> list[Listener]:
-    """The listening sockets that systemd, or what does as it does, passed to this process: sd_listen_fds(3).
+    """The listening sockets that systemd (or a program with its protocol) passed to this process: sd_listen_fds(3).
 
-    Removes the variables, so that a child does not take them for its own. Raises `FastvsockError`.
+    Removes the variables, so that a child does not use them. Raises `FastvsockError`.
     """
     pid, count = environment.pop("LISTEN_PID", ""), environment.pop("LISTEN_FDS", "")
     environment.pop("LISTEN_FDNAMES", None)
@@ -95,15 +96,15 @@ def _adopt(fd: int, remote: bool) -> Listener:
         sock = socket.socket(fileno=fd)
         listens = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
     except OSError as error:
-        raise errors.FastvsockError(f"descriptor {fd} of LISTEN_FDS is no socket: {error.strerror}") from None
+        raise errors.FastvsockError(f"descriptor {fd} of LISTEN_FDS is not a socket: {error.strerror}") from None
     if not listens or sock.type != socket.SOCK_STREAM:
         raise errors.FastvsockError(
-            f"descriptor {fd} of LISTEN_FDS is no listening stream socket (Accept=no is needed)"
+            f"descriptor {fd} of LISTEN_FDS is not a listening stream socket: set Accept=no in the socket unit"
         )
     if sock.family not in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX):
         raise errors.FastvsockError(f"descriptor {fd} of LISTEN_FDS is neither a TCP nor a Unix socket")
     sock.set_inheritable(False)
-    sock.setblocking(False)  # systemd does no more than poll it: sd_listen_fds(3), NonBlocking= in systemd.service(5)
+    sock.setblocking(False)  # systemd itself only polls it: sd_listen_fds(3), NonBlocking= in systemd.service(5)
     listener = Listener(sock)
     if sock.family != socket.AF_UNIX:
         check_reach(listener.address.host, str(listener.address), remote)

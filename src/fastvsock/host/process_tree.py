@@ -6,14 +6,17 @@ import struct
 
 
 def peer_credentials(sock: socket.socket) -> tuple[int, int, int]:
-    """pid, uid and gid of whoever connected to a Unix socket: unix(7)."""
+    """pid, uid and gid of the process that connected to a Unix socket: unix(7).
+
+    A process outside of our pid namespace has pid 0.
+    """
     size = struct.calcsize("3i")
     pid, uid, gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
     return pid, uid, gid
 
 
 def children_of(pid: int) -> list[int] | None:
-    """The children of a process, none where it has ended; None where that cannot be told."""
+    """The children of a process, none where it has ended; None where /proc hides them."""
     try:
         lists = [_read(f"/proc/{pid}/task/{task}/children") for task in os.listdir(f"/proc/{pid}/task")]
         return [int(child) for text in lists for child in text.split()]
@@ -31,12 +34,21 @@ def _read(path: str) -> str:
         return file.read()
 
 
+def is_own_proc() -> bool:
+    """Whether /proc shows the pid namespace that this process is in, and not the one that it was started from."""
+    try:
+        return os.readlink("/proc/self") == str(os.getpid())
+    except OSError:
+        return False
+
+
 def processes() -> list[int]:
+    """The pids of all processes."""
     return [int(name) for name in os.listdir("/proc") if name.isdigit()]
 
 
 def state_and_parent(pid: int) -> tuple[str, int]:
-    """State and parent of a process; nothing and 0 where that cannot be told."""
+    """State and parent of a process; empty and 0 where /proc hides them."""
     try:
         # The name, in parentheses, may hold anything: proc(5).
         state, parent = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()[:2]
@@ -46,26 +58,27 @@ def state_and_parent(pid: int) -> tuple[str, int]:
 
 
 def exists(pid: int) -> bool:
-    """Whether there is such a process, which /proc may hide: kill(2)."""
+    """Whether there is such a process, which /proc may hide. To kill(2), pids of 0 and less are groups."""
+    if pid <= 0:
+        return False
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
         pass
-    return pid > 0  # 0 stands for one outside of our pid namespace
+    return True
 
 
 def has_open(pid: int, inode: int) -> bool | None:
-    """Whether a process has a socket open; None where that may not be asked."""
+    """Whether a process has a socket open; None where this user may not know."""
     link = f"socket:[{inode}]"
     folder = f"/proc/{pid}/fd"
     try:
         descriptors = os.listdir(folder)
     except OSError:
-        return (
-            None if exists(pid) and state_and_parent(pid)[0] != "Z" else False
-        )  # a zombie has nothing open, but hides it
+        hidden = exists(pid) and state_and_parent(pid)[0] != "Z"  # a zombie's folder cannot be read, and has nothing
+        return None if hidden else False
     for descriptor in descriptors:
         try:
             if os.readlink(f"{folder}/{descriptor}") == link:
@@ -78,7 +91,7 @@ def has_open(pid: int, inode: int) -> bool | None:
 
 
 def users_of(pid: int) -> set[int]:
-    """The user whose rights a process has; where that is hidden it is taken to be ours, or root as for sudo.
+    """The user whose rights a process has; where /proc hides it, both ours and root (as for sudo).
 
     The owner of its /proc folder may be root for another reason: proc(5).
     """

@@ -1,8 +1,7 @@
 """Asks the kernel about one TCP socket of this machine: NETLINK_SOCK_DIAG, see sock_diag(7).
 
-/proc/net/tcp tells the same, and more than is asked for: every socket there is, so its reading takes milliseconds
-where thousands of connections have just ended. It is the fallback where netlink may not be used: gVisor and some
-seccomp profiles.
+/proc/net/tcp shows the same for all sockets, so reading it takes milliseconds where thousands of connections have just
+ended. It is the fallback where netlink is not allowed: gVisor and some seccomp profiles.
 
 Layouts, of include/uapi/linux/inet_diag.h and sock_diag.h; addresses and ports are in network byte order::
 
@@ -28,8 +27,8 @@ NO_COOKIE = struct.pack("=II", 0xFFFFFFFF, 0xFFFFFFFF)  # INET_DIAG_NOCOOKIE
 ANSWER = struct.Struct("=4B48x3I2I")  # inet_diag_msg
 MAPPED = "::ffff:"  # an IPv4 client of a socket for both: RFC 4291, 2.5.5.2
 
-# include/net/tcp_states.h. A socket in TIME_WAIT, or in FIN_WAIT2 once its process has closed it, is but a remnant
-# (tcp_timewait_sock), which knows no user and says 0.
+# include/net/tcp_states.h. A socket in TIME_WAIT, or in FIN_WAIT2 once its process has closed it, is only a remnant
+# (tcp_timewait_sock), which has no user and reports 0.
 FIN_WAIT1, FIN_WAIT2, TIME_WAIT = 4, 5, 6
 LISTEN = 10
 PROC_NET = "/proc/net"
@@ -41,7 +40,7 @@ Found = tuple[int, int, int]  # state, uid, and inode: 0 where no process has th
 def other_end(sock: socket.socket) -> Found | None:
     """State, uid and inode of the socket at the other end of a TCP connection inside this machine.
 
-    None where there is no such socket (any more). Raises `OSError` where nothing can be told at all.
+    None where there is no such socket (any more). Raises `OSError` where the kernel does not answer.
     """
     theirs, ours = _ends(sock, other=True), _ends(sock, other=False)
     try:
@@ -54,7 +53,7 @@ def other_end(sock: socket.socket) -> Found | None:
 
 
 def _ends(sock: socket.socket, *, other: bool) -> Ends:
-    """What a socket, or the one at its other end, calls its ends."""
+    """The ends of a connection, as this socket or the one at the other end sees them."""
     source, target = sock.getsockname(), sock.getpeername()
     if other:
         source, target = target, source

@@ -1,12 +1,13 @@
-"""The file of a listening Unix socket: made, told from a stale one, and removed again.
+"""The file of a listening Unix socket: how it is made, distinguished from a stale one, and removed.
 
-A stale file is replaced, a live one never. To tell them apart, a *datagram* socket is connected to it: where nobody
-holds the socket any more that is refused, a live one has the wrong type (unix(7), EPROTOTYPE; one that has a peer,
-EPERM), and whoever listens there sees nothing of it: a service of one connection would take a stream for that one.
+A stale file is replaced, a live one never. A *datagram* socket that connects to it finds out which it is: where no
+process has the socket open any more, connect(2) is refused; a live one has the wrong type (unix(7), EPROTOTYPE; one
+with a peer, EPERM). The process that listens there does not notice. A stream would reach it as a connection, and a
+service of one connection would serve that one.
 
-From that look to the bind(2) the folder is locked (flock on the folder itself, which leaves nothing behind), so two
-that start at once cannot take each other's new socket for a stale one. Anybody who may read the folder can hold such
-a lock for ever, so nothing else needs it, and nobody waits for it for more than `LOCK_PATIENCE`.
+The folder is locked from that look to the bind(2) (flock on the folder itself, which leaves nothing behind), so that of
+two services that start at the same time none replaces the other's new socket. Any user who may read the folder can hold
+such a lock for ever, so nothing else depends on it, and nothing waits for it longer than `LOCK_PATIENCE`.
 """
 
 import errno
@@ -20,14 +21,14 @@ from ..errors import SUN_PATH_MAX
 
 LOCK_PATIENCE, LOCK_PAUSE = 1.0, 0.02  # seconds
 
-# Why there can be no listening, by errno; others are the kernel's own.
+# Why it is impossible to listen; other reasons are the kernel's own.
 IN_USE = "another process listens on it"
-NO_SOCKET = "there is something, and it is no socket"
-LOCKED = "it is there, and another process keeps its folder locked (flock), so whether it is in use cannot be told"
+NOT_A_SOCKET = "the path exists and is not a socket"
+LOCKED = "the file exists, and another process keeps its folder locked (flock), so it may be in use"
 
 
 class SocketFile:
-    """A path for a Unix socket, with its folder held open: no length of it and no change of directory does harm.
+    """A Unix socket's path, with its folder held open: its length and a change of directory do not matter.
 
     `address` is what bind(2) and connect(2) take: unix(7), sun_path. Raises `OSError` where there is no such folder.
     """
@@ -47,7 +48,7 @@ class SocketFile:
         self.close()
 
     def close(self) -> None:
-        """Let go of the folder; the file stays."""
+        """Close the folder; the file stays."""
         folder, self._folder = self._folder, -1
         if folder >= 0:
             os.close(folder)
@@ -55,8 +56,8 @@ class SocketFile:
     def listen(self, backlog: int, mode: int | None = None) -> socket.socket:
         """A socket that listens there and does not block; its file gets `mode`, from its first moment, or the umask's.
 
-        Raises `OSError`, its `strerror` for people: EADDRINUSE where somebody holds the socket that is there, EEXIST
-        where something else is, EAGAIN where that cannot be told, and whatever bind(2) and listen(2) have to say.
+        Raises `OSError`, with a `strerror` for people: EADDRINUSE where a process has the socket open, EEXIST where the
+        path is something else, EAGAIN where another process has locked the folder, and those of bind(2) and listen(2).
         """
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -77,7 +78,7 @@ class SocketFile:
         if made is None:
             return
         try:
-            locked = self._lock()  # out of regard for one who is just looking at the file; without it, it still goes
+            locked = self._lock()  # for a process that is just looking at the file; without the lock it still goes
             if os.path.samestat(self._look(), made):
                 os.unlink(self._name, dir_fd=self._folder)
             if locked:
@@ -86,7 +87,7 @@ class SocketFile:
             pass  # gone already, or its folder is
 
     def _bind(self, sock: socket.socket, mode: int | None) -> bool:
-        """Whether there was nothing yet."""
+        """Bind, and return whether the path was free."""
         umask = None if mode is None else os.umask(0o777 & ~mode)
         try:
             sock.bind(self.address)
@@ -113,10 +114,10 @@ class SocketFile:
             self._unlock()
 
     def _is_stale(self) -> bool:
-        """Whether a socket that no process holds is there; anything else that is there raises `OSError`."""
+        """Whether the path is a socket that no process has open. Raises `OSError` for anything else that exists."""
         try:
             if not stat.S_ISSOCK(self._look().st_mode):
-                raise FileExistsError(errno.EEXIST, NO_SOCKET)
+                raise FileExistsError(errno.EEXIST, NOT_A_SOCKET)
         except FileNotFoundError:
             return False
         number = probe(self.address)

@@ -1,1 +1,1 @@
-"""What listens: the machinery that `fastvsock proxy` and `fastvsock listen` share."""
+"""The services: what `fastvsock proxy` and `fastvsock listen` share."""

@@ -1,6 +1,6 @@
 """How a service announces that it listens: a port file, a ready descriptor, the service manager.
 
-listen(2) is what makes the kernel accept, so everything here comes after it.
+The kernel accepts connections from listen(2) on, so all of this comes after it.
 """
 
 import errno
@@ -12,16 +12,16 @@ from collections.abc import Callable
 from time import sleep
 
 from .. import errors
-from ..host.addresses import Address
+from ..host.addresses import Address, unix_name
 
 FIFO_PAUSE = 0.02  # seconds
 
 
 class PortFile:
-    """A file with the port (or the path of a Unix socket) and a newline: whole from its first moment.
+    """A file with the port (or the path of a Unix socket) and a newline, complete from the moment it exists.
 
-    A regular file at that place is replaced. Anything else, a FIFO or /dev/stdout for instance, is written to as a
-    shell's ``>`` does, and stays. A FIFO's reader is waited for, until `give_up` says otherwise.
+    A regular file at `path` is replaced. Anything else, such as a FIFO or /dev/stdout, is written to as a shell's ``>``
+    does, and stays. The reader of a FIFO is waited for until `give_up` returns true.
     """
 
     def __init__(self, path: str, address: Address, give_up: Callable[[], object] = lambda: False) -> None:
@@ -37,7 +37,7 @@ class PortFile:
             raise errors.FastvsockError(f"cannot write the port file {path}: {error.strerror}") from None
 
     def remove(self) -> None:
-        """Remove it, if it is a file of ours and no other process has put its own in its place."""
+        """Remove the file that this object made, unless another process has replaced it."""
         try:
             if self._made and os.path.samestat(os.lstat(self._path), self._made):
                 os.unlink(self._path)
@@ -46,8 +46,8 @@ class PortFile:
 
 
 def _replace(path: str, text: bytes) -> os.stat_result:
-    """Put a new file in the place of `path`, at once; return which one it is."""
-    # No pid in the name: in containers the same one comes back, and finds what was left behind by one that was killed.
+    """Replace `path` by a new file, atomically; return which file it is."""
+    # No pid in the name: in a container the next process gets the same one, and would find the file of a killed one.
     draft = os.path.join(os.path.dirname(path), f".fastvsock-{os.urandom(8).hex()}")
     fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
@@ -71,7 +71,7 @@ def _write_into(path: str, text: bytes, give_up: Callable[[], object]) -> None:
             if error.errno != errno.ENXIO or not stat.S_ISFIFO(os.stat(path).st_mode):  # fifo(7): no reader yet
                 raise
             if give_up():
-                raise InterruptedError(errno.EINTR, "nobody has opened it to read") from None
+                raise InterruptedError(errno.EINTR, "no process has opened it to read") from None
         sleep(FIFO_PAUSE)
     try:
         os.write(fd, text)
@@ -80,22 +80,22 @@ def _write_into(path: str, text: bytes, give_up: Callable[[], object]) -> None:
 
 
 def notify(state: str) -> None:
-    """Tell the service manager, where there is one: sd_notify(3). A leading @ means an abstract address."""
+    """Send `state` to the service manager, if there is one: sd_notify(3)."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if address[:1] not in ("/", "@"):
         return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-        try:
-            sock.sendto(state.encode(), address.replace("@", "\0", 1) if address[0] == "@" else address)
-        except OSError:
-            pass  # as sd_notify(3) has it: a service works without
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.sendto(state.encode(errors="surrogateescape"), unix_name(address))
+    except OSError:
+        pass  # a service works without, as sd_notify(3) recommends
 
 
 def check_ready(fd: int) -> None:
-    """Raise `UsageError` unless a line can be written to `fd`. To be asked before anything of ours is opened."""
+    """Raise `UsageError` unless `fd` is open for writing. To be called before this program opens descriptors."""
     try:
         if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY:
             return
     except (OSError, OverflowError, ValueError):
         pass
-    raise errors.UsageError(f"--ready-fd {fd}: no descriptor of that number is open for writing")
+    raise errors.UsageError(f"invalid --ready-fd {fd}: expected the number of a descriptor that is open for writing")

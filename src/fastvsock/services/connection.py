@@ -1,33 +1,37 @@
-"""One accepted connection: its relay, its two threads, its counts, and how it is cut off."""
+"""One accepted connection: its relay, its two threads, its child, its counts, and how it is cut off."""
 
 import _thread
+import signal
 import socket
 import threading
 from collections.abc import Callable
 
 from ..engines import queues
+from ..host.processes import Child
 from ..relaying import Relay, RelayResult
 
 
 class Connection:
     """One accepted connection. `name` says who is at its other end; counts are in bytes.
 
-    `owner` is for whoever has to know whose it is, `lost` whether something it sent was dropped unheard.
+    An `AccessPolicy` keeps what it learns here: `owner`, and whether the connection is `unidentified`. `admitted` is
+    None until the policy has decided.
     """
 
     def __init__(self, sock: socket.socket, name: str) -> None:
         self.sock, self.name = sock, name
         self.owner: tuple[int, int, int] | None = None
-        self.lost = False
-        self.on_cut: Callable[[], object] = lambda: None
+        self.unidentified = False
+        self.admitted: bool | None = None
+        self.child: Child | None = None
         self.moved = 0, 0
         self._relay: Relay | None = None
         self._sockets: tuple[socket.socket, ...] = ()
         self._cut = False
         self._lock = threading.Lock()
-        self._parked = _thread.allocate_lock()
-        self._down: Callable[[], object] | None = None
-        self._has_lent = False
+        self._reserved = _thread.allocate_lock()
+        self._reserved_function: Callable[[], object] | None = None
+        self._reserved_used = False
 
     @property
     def progress(self) -> tuple[int, int]:
@@ -37,7 +41,7 @@ class Connection:
 
     @property
     def pending(self) -> bool:
-        """Whether bytes wait in its sockets, to be read here or by the peers, or may, for it has yet to be relayed."""
+        """Whether bytes wait in its sockets, or may wait: true until it has a relay."""
         if not self._sockets:
             return True
         try:
@@ -60,41 +64,48 @@ class Connection:
                 relay.close()
 
     def start(self, serve: "Callable[[Connection], object]") -> None:
-        """Call `serve` in a thread. Raises `RuntimeError` where there is none, or none for the relay's other direction.
+        """Call `serve` in a thread. Raises `RuntimeError` where not both threads of a connection can be started.
 
-        That one is started now, and parked until `lend` has something for it: of many connections that all have their
-        first thread, none might get a second.
+        The second one, for the relay's other direction, is started now and reserved: of many connections that all have
+        their first thread, none might get a second.
         """
-        self._parked = parked = _thread.allocate_lock()  # a new one, should this be the second attempt
-        parked.acquire()
-        _thread.start_new_thread(self._run_down, (parked,))
+        self._reserved = reserved = _thread.allocate_lock()  # a new one, should this be the second attempt
+        reserved.acquire()
+        _thread.start_new_thread(self._run_reserved, (reserved,))
         try:
             threading.Thread(target=self._run, args=(serve,), daemon=True).start()
         except BaseException:
-            parked.release()
+            reserved.release()
             raise
 
-    def lend(self, function: Callable[[], object], arguments: tuple[()]) -> None:
-        """Call `function` in the parked thread: a relay's way to start one."""
-        self._down, self._has_lent = function, True
-        self._parked.release()
+    def run_in_reserved_thread(self, function: Callable[[], object], arguments: tuple[()]) -> None:
+        """Call `function` in the reserved thread: the way in which a relay starts its second thread."""
+        self._reserved_function, self._reserved_used = function, True
+        self._reserved.release()
 
     def _run(self, serve: "Callable[[Connection], object]") -> None:
         try:
             serve(self)
         finally:
-            if not self._has_lent:
-                self._parked.release()
+            if not self._reserved_used:
+                self._reserved.release()
 
-    def _run_down(self, parked: "_thread.LockType") -> None:
-        parked.acquire()
-        down, self._down = self._down, None  # the relay's pipes are closed with its last reference
-        if down:
-            down()
+    def _run_reserved(self, reserved: "_thread.LockType") -> None:
+        reserved.acquire()
+        function, self._reserved_function = self._reserved_function, None  # the last reference closes the relay's pipes
+        if function:
+            function()
 
-    def give_up(self) -> None:
-        """There will be no relay: what it has to say is no longer waited for."""
+    def abandon_relay(self) -> None:
+        """There will be no relay: only the connection's own socket can have bytes `pending`."""
         self._sockets = (self.sock,)
+
+    def start_child(self, spawn: Callable[[], Child]) -> Child | None:
+        """Start the connection's child, which `cut` and `Service.end_children` end; None where it was cut already."""
+        with self._lock:
+            if not self._cut:
+                self.child = spawn()
+            return self.child
 
     def cut(self) -> None:
         """End it now, from any thread."""
@@ -107,4 +118,5 @@ class Connection:
                     sock.shutdown(socket.SHUT_RDWR)
                 except OSError:
                     pass  # it has ended by itself
-        self.on_cut()
+        if self.child:
+            self.child.send(signal.SIGTERM)

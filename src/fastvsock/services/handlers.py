@@ -1,13 +1,8 @@
 """Relays between connections: a host's clients to the guest's port (`proxy`), the guest's to the host's (`listen`).
 
 A connection has one relay, and so two pumps and two threads. The socket towards the VMM is the relay's socket, with all
-that relaying.py says of its end; the near end is a socket, or a child's stdin and stdout, and one peer holds both its
-ways. That peer may be gone for good with its last words still in our socket, so it is a `PeerRelay`.
-
-Sockets are closed with care. Closing a TCP socket with unread input sends a reset, and a reset takes away what the peer
-has not read yet (RFC 2525, 2.17); a Unix socket's peer, a VMM perhaps, gets ECONNRESET instead of an end of file. So
-`hang_up` says "that was all" with a half-close, and reads on until the peer closes as well, or has got everything and
-been silent for a while.
+that relaying.py says of its end. The near end is a socket, or a child's stdin and stdout, with one peer for both
+directions. That peer may be gone for good with its last bytes still in our socket, so the relay is a `PeerRelay`.
 """
 
 import errno
@@ -19,62 +14,34 @@ from functools import partial
 from time import monotonic
 
 from .. import errors, handshake
-from ..engines import queues
 from ..host.processes import Child, spawn
 from ..host.sock_diag import is_closed
-from ..relaying import GONE, PIECE, Relay, RelayResult
+from ..relaying import GONE, Relay, RelayResult
 from .connection import Connection
+from .datagrams import connect_unix, deliver
+from .hanging_up import hang_up
 from .limits import retry_on_shortage
 from .peer_relay import PeerRelay
+from .terms import Terms
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-SILENCE, FAREWELL = 5.0, 30.0  # seconds without and with a word from a peer, which has got everything: as nginx's
-
-
-class Terms:
-    """How connections are made and relayed. Times are in seconds."""
-
-    __slots__ = ("engine", "linger", "timeout", "wait")
-
-    def __init__(
-        self, timeout: float = 10.0, wait: float = 0.0, linger: float | None = None, engine: str | None = None
-    ) -> None:
-        self.timeout, self.wait, self.linger, self.engine = timeout, wait, linger, engine
-
-
-def hang_up(near: socket.socket) -> None:
-    """Close a connection so that its peer can read all that was sent to it, and then the end of file."""
-    try:
-        near.shutdown(socket.SHUT_WR)
-        near.settimeout(SILENCE)
-        since = monotonic()
-        while monotonic() < since + FAREWELL or queues(near.fileno())[1]:
-            try:
-                if not near.recv(PIECE):
-                    return
-            except TimeoutError:
-                if not queues(near.fileno())[1]:
-                    return
-    except OSError:
-        pass  # a peer that is gone needs no farewell
-    finally:
-        near.close()
+KILL_AFTER = 5.0  # seconds from the SIGTERM for a child whose connection has failed to SIGKILL
 
 
 def relay_socket(connection: Connection, guest: socket.socket, near: socket.socket, terms: Terms) -> None:
     """Relay between two connected sockets and close both. Raises `RelayError`."""
-    near.setblocking(False)  # it is ours alone, and what does not block needs no poll(2) before each call
+    near.setblocking(False)  # it is ours alone, and a socket that does not block needs no poll(2) before each call
+    stalled = False
     with closing(near), closing(guest):
         fd = near.fileno()
         relay = _relay(connection, guest, fd, fd, terms, partial(is_closed, near))
         result = connection.run(relay, guest, near)
-        if result.ended != "stopped":
-            hang_up(guest)
-            hang_up(near)
-    _check(result)
+        if result.ended != "stopped" and not isinstance(result.error, errors.IdleTimeoutError):
+            stalled = hang_up(guest, terms.stalled) | hang_up(near, terms.stalled)
+    _check(result, terms.stalled if stalled else None)
 
 
 def _relay(
@@ -85,23 +52,39 @@ def _relay(
     terms: Terms,
     has_left: "Callable[[], bool] | None" = None,
 ) -> PeerRelay:
-    make = partial(PeerRelay, guest, rfd, wfd, linger=terms.linger, engine=terms.engine, start=connection.lend)
+    make = partial(
+        PeerRelay,
+        guest,
+        rfd,
+        wfd,
+        linger=terms.linger,
+        idle_timeout=terms.idle_timeout,
+        engine=terms.engine,
+        start=connection.run_in_reserved_thread,
+    )
     relay = retry_on_shortage(make, terms.timeout)
     relay.has_left = has_left
     return relay
 
 
-def _check(result: RelayResult) -> None:
-    """Raise what a relay failed with, unless it is that the near end's peer left in a hurry: that is its own affair."""
+def _check(result: RelayResult, stalled: float | None = None) -> None:
+    """Raise what a relay failed with, unless the near end's peer left early: that is the peer's own business."""
     error = result.error
-    if error is not None and not (isinstance(error, errors.StreamError) and error.errno in (*GONE, errno.ETIMEDOUT)):
+    if isinstance(error, errors.StreamError) and error.errno in (*GONE, errno.ETIMEDOUT):
+        error = None
+    if error is None and stalled is not None:
+        error = errors.RelayError(
+            f"closed with data unread: the other side was closed, and nothing was read for {stalled:g} s",
+            errno.ETIMEDOUT,
+        )
+    if error is not None:
         raise error
 
 
-def _turn_away(connection: Connection) -> None:
+def _turn_away(connection: Connection, terms: Terms) -> None:
     """Close a connection that cannot be relayed."""
-    connection.give_up()
-    hang_up(connection.sock)
+    connection.abandon_relay()
+    hang_up(connection.sock, terms.stalled)
 
 
 class ToGuest:
@@ -117,42 +100,58 @@ class ToGuest:
                 lambda: handshake.connect(self._uds, self._port, terms.timeout, terms.wait), terms.timeout
             )
         except errors.FastvsockError:
-            _turn_away(connection)
+            _turn_away(connection, terms)
             raise
         relay_socket(connection, socket.socket(fileno=found.detach()), connection.sock, terms)
 
 
 class ToSocket:
-    """Serves `Service`: each of the guest's connections goes to a TCP or Unix socket of the host."""
+    """Serves `Service`: each of the guest's connections goes to a TCP or Unix socket of the host.
 
-    def __init__(self, address: tuple[str, int] | str, terms: Terms) -> None:
-        self._address, self._terms = address, terms
+    A Unix socket may be one for datagrams (`datagrams` says so, or it turns out): then a connection is one message.
+    """
+
+    def __init__(self, address: tuple[str, int] | str, terms: Terms, *, datagrams: bool = False) -> None:
+        self._address, self._terms, self._datagrams = address, terms, datagrams
 
     def __call__(self, connection: Connection) -> None:
+        where = self._address if isinstance(self._address, str) else "{} port {}".format(*self._address)
         try:
             near = retry_on_shortage(self._connect, self._terms.timeout)
         except OSError as error:
-            _turn_away(connection)
-            where = self._address if isinstance(self._address, str) else "{} port {}".format(*self._address)
+            _turn_away(connection, self._terms)
             raise errors.FastvsockError(f"cannot connect to {where}: {error.strerror or error}") from None
-        relay_socket(connection, connection.sock, near, self._terms)
+        if near.type == socket.SOCK_DGRAM:
+            with near:
+                deliver(connection, near, where, self._terms)
+        else:
+            relay_socket(connection, connection.sock, near, self._terms)
 
     def _connect(self) -> socket.socket:
-        if not isinstance(self._address, str):
-            near = socket.create_connection(self._address, self._terms.timeout)
-            near.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        timeout = self._terms.timeout
+        if isinstance(self._address, str):
+            near = self._connect_unix(self._address, timeout)
         else:
-            near = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            near.settimeout(self._terms.timeout)
-            near.connect(self._address)
-        near.settimeout(None)
+            near = socket.create_connection(self._address, timeout)
+            near.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        near.settimeout(None if near.type == socket.SOCK_STREAM else timeout)
         return near
+
+    def _connect_unix(self, path: str, timeout: float) -> socket.socket:
+        if not self._datagrams:
+            try:
+                return connect_unix(path, socket.SOCK_STREAM, timeout)
+            except OSError as error:
+                # An abstract name is looked up together with the socket's type: net/unix/af_unix.c.
+                if error.errno != errno.EPROTOTYPE and not path.startswith("@"):
+                    raise
+        return connect_unix(path, socket.SOCK_DGRAM, timeout)
 
 
 class ToCommand:
     """Serves `Service`: each of the guest's connections gets a child, whose stdin and stdout it is.
 
-    A child may work on after the guest has closed; its connection counts as open until it ends.
+    A child may go on after the guest has closed; its connection counts as open until it ends.
     """
 
     def __init__(self, words: list[str], terms: Terms, limit: tuple[int, int]) -> None:
@@ -162,38 +161,48 @@ class ToCommand:
     def __call__(self, connection: Connection) -> None:
         with ExitStack() as ours:
             try:
-                child, from_child, to_child = retry_on_shortage(
-                    partial(self._spawn, connection, ours), self._terms.timeout
-                )
+                started = retry_on_shortage(partial(self._spawn, connection, ours), self._terms.timeout)
             except OSError as error:
-                _turn_away(connection)
+                _turn_away(connection, self._terms)
                 if isinstance(error, errors.FastvsockError):
                     raise
                 raise errors.CommandError(self._words[0], error) from None
-            try:
-                relay = _relay(connection, connection.sock, from_child, to_child, self._terms)
-                result = connection.run(relay, connection.sock)
-            except BaseException:
-                child.send(signal.SIGTERM)
-                raise
-            finally:
-                ours.close()
-                hang_up(connection.sock)
-                self.status = child.wait()
-        _check(result)
+            if started:
+                result = self._relay(connection, ours, *started)
+                _check(result)
 
-    def _spawn(self, connection: Connection, ours: ExitStack) -> tuple[Child, int, int]:
+    def _relay(
+        self, connection: Connection, ours: ExitStack, child: Child, from_child: int, to_child: int
+    ) -> RelayResult:
+        failed = True
+        try:
+            relay = _relay(connection, connection.sock, from_child, to_child, self._terms)
+            result = connection.run(relay, connection.sock)
+            failed = isinstance(result.error, errors.IdleTimeoutError)
+        finally:
+            ours.close()
+            if failed:
+                child.send(signal.SIGTERM)
+            hang_up(connection.sock, self._terms.stalled)
+            if failed:
+                child.end(monotonic() + KILL_AFTER)
+            self.status = child.wait()
+        return result
+
+    def _spawn(self, connection: Connection, ours: ExitStack) -> tuple[Child, int, int] | None:
+        """Start a child; None where the connection was cut meanwhile."""
         with ExitStack() as theirs, ExitStack() as kept:
             its_in, to_child = _pipe(theirs, kept)
             from_child, its_out = _pipe(kept, theirs)
-            child = spawn(self._words, stdin=its_in, stdout=its_out, limit=self._limit)
-            connection.on_cut = partial(child.send, signal.SIGTERM)
+            child = connection.start_child(lambda: spawn(self._words, stdin=its_in, stdout=its_out, limit=self._limit))
+            if child is None:
+                return None
             ours.push(kept.pop_all())
         return child, from_child, to_child
 
 
 def _pipe(reader: ExitStack, writer: ExitStack) -> tuple[int, int]:
-    """A pipe, whose ends are closed with those two."""
+    """A pipe, whose two ends are closed with `reader` and `writer`."""
     ends = os.pipe2(os.O_CLOEXEC)
     for fd, closing_it in zip(ends, (reader, writer), strict=True):
         closing_it.callback(os.close, fd)
@@ -201,14 +210,22 @@ def _pipe(reader: ExitStack, writer: ExitStack) -> tuple[int, int]:
 
 
 class ToStdio:
-    """Serves `Service`: one connection of the guest's is this process' stdin and stdout, as `fastvsock connect`'s."""
+    """Serves `Service`: one connection of the guest is this process' stdin and stdout, as for `fastvsock connect`."""
 
     def __init__(self, terms: Terms) -> None:
         self._terms = terms
 
     def __call__(self, connection: Connection) -> None:
         terms = self._terms
-        relay = Relay(connection.sock, 0, 1, linger=terms.linger, engine=terms.engine, start=connection.lend)
+        relay = Relay(
+            connection.sock,
+            0,
+            1,
+            linger=terms.linger,
+            idle_timeout=terms.idle_timeout,
+            engine=terms.engine,
+            start=connection.run_in_reserved_thread,
+        )
         result = connection.run(relay, connection.sock)
         if result.error is not None:
             raise result.error

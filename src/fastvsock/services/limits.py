@@ -1,4 +1,4 @@
-"""What a service may take: descriptors, threads, connections at a time; and waiting where something is short."""
+"""How much a service may use (descriptors, threads, connections at a time), and how it waits for what is short."""
 
 import errno
 import os
@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from time import monotonic, sleep
 
+from ..host.processes import raise_descriptor_limit
 from ..stdio import log
 
 TYPE_CHECKING = False
@@ -17,19 +18,19 @@ if TYPE_CHECKING:
 
 
 MAX_CONNECTIONS = 1023  # the VMM's own limit: Firecracker's vsock/unix/mod.rs
-# A connection's: two sockets, the relay's wake-up pipe and eventfd, a pipe for each direction, and one that is open for
-# a moment only, when the kernel or /proc is asked for something.
+# Of a connection: two sockets, the relay's wake-up pipe and eventfd, a pipe for each direction, and one that is open
+# only for a moment, to ask the kernel or read /proc.
 DESCRIPTORS = 2 + 3 + 4 + 1
 SPARE = 32  # descriptors for everything else
 SHORTAGE = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 SHORTAGE_PAUSE = 1.0  # seconds
-# Seconds after which a thread that waits for the interpreter's lock wakes up to ask for it. No thread here keeps it for
-# long, and a thousand that wake up 200 times a second for it leave little of a processor to the one that has it.
+# Seconds after which a thread that waits for the interpreter's lock wakes up to ask for it. No thread here holds it for
+# long, and a thousand threads that wake up 200 times a second leave little of a processor to the one that holds it.
 SWITCH_INTERVAL = 0.1
 
 
 def retry_on_shortage(make: "Callable[[], Made]", patience: float = 10 * SHORTAGE_PAUSE) -> "Made":
-    """What `make` returns; where it fails for a shortage it is called again, for `patience` seconds."""
+    """Return what `make` does; where something is short, call it again for `patience` seconds."""
     give_up = monotonic() + patience
     while True:
         try:
@@ -41,15 +42,13 @@ def retry_on_shortage(make: "Callable[[], Made]", patience: float = 10 * SHORTAG
 
 
 def prepare_process() -> tuple[int, int]:
-    """Make this process fit for many connections; return its limits of descriptors, soft and hard, as they were."""
+    """Prepare this process for many connections; return its soft and hard limit of descriptors as they were."""
     sys.setswitchinterval(SWITCH_INTERVAL)
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (before[1], before[1]))
-    return before
+    return raise_descriptor_limit()
 
 
-def affordable(limit: int) -> int:
-    """`limit`, or as many connections as the descriptors are enough for, said on stderr where that is less."""
+def affordable(limit: int, *, queue: bool = True) -> int:
+    """`limit`, or the number of connections that the descriptors allow, with a line on stderr where that is less."""
     descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if descriptors == resource.RLIM_INFINITY:
         return limit
@@ -60,7 +59,7 @@ def affordable(limit: int) -> int:
     enough_for = max((descriptors - used - SPARE) // DESCRIPTORS, 1)
     if enough_for < limit:
         log(
-            f"the limit of {descriptors} descriptors (ulimit -Hn) is enough for {enough_for} connections at once, "
-            f"not {limit}: more will wait"
+            f"ulimit -Hn is {descriptors}: serving at most {enough_for} connections at a time instead of {limit}; "
+            + ("others wait" if queue else "others are closed")
         )
     return min(limit, enough_for)

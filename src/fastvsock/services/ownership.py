@@ -1,18 +1,23 @@
-"""Whose connection it is: is the process at its other end a descendant of ours?
+"""Decides whose a connection is: whether the process at its other end is a descendant of this one.
 
-Unix sockets tell: SO_PEERCRED holds the pid and the uid of whoever called connect(2). TCP does not, but on loopback
-both ends are in this kernel, which knows the uid and the inode of the socket at the other end (host/sock_diag.py). A
-process that holds it shows the inode in /proc/PID/fd. Only descendants are looked into.
+For a Unix socket, SO_PEERCRED holds the pid and the uid of the process that called connect(2). TCP has no such thing,
+but on loopback both ends are in this kernel, which knows the uid and the inode of the socket at the other end
+(host/sock_diag.py). The process that holds it shows the inode in /proc/PID/fd. Only descendants are looked into.
+
+The uid is compared first, in the accepting thread: a connection of a user that no descendant runs as is closed before
+it takes a thread or a slot. A process outside of our pid namespace has pid 0 in SO_PEERCRED, and cannot be a
+descendant.
 
 Descendants are found from the top: this process is made a *subreaper* (prctl(2)), so a descendant whose parent ended
-becomes our own child and stays in the tree. A process that may not be looked into (it runs as another user, is not
-dumpable, or /proc hides it or is not there: proc(5)) leaves the question open; then the uid decides: the socket must
-belong to a user that such a process runs as.
+becomes our own child and stays in the tree. Where /proc hides a process (it runs as another user, is not dumpable, or
+/proc is mounted with hidepid, for another pid namespace or not at all: proc(5)), the uid decides: the socket must belong
+to a user that such a process runs as.
 
-A client may connect, send, close and be gone before anybody looks. Its socket has no inode any more, but a user for as
-long as the end of file is not acknowledged, so the kernel is asked right at accept(2); and where the process cannot be
-told any more, the user decides: ours is served. After that only a remnant is left, which belongs to nobody. Whoever it
-was could be any user of this machine, so that connection is closed, what it sent is lost, and this is said and counted.
+A client may connect, send, close and be gone before anybody looks. Its socket has no inode any more, but a user until
+the end of file is acknowledged, so the kernel is asked right at accept(2). Where the process is not known any more, the
+user decides: ours is served. After that only a remnant without a user is left. Its client may have been any user of
+this machine, so the connection is closed and counted as unidentified. That never changes the exit status of the
+service, since any user could cause it.
 """
 
 import errno
@@ -21,55 +26,69 @@ import socket
 from time import sleep
 
 from ..engines import queues
-from ..host.process_tree import children_of, exists, has_open, peer_credentials, users_of
+from ..host.process_tree import children_of, exists, has_open, is_own_proc, peer_credentials, users_of
 from ..host.sock_diag import FIN_WAIT2, TIME_WAIT, Found, other_end
 from .connection import Connection
 
-LOOKS = 3  # a process that changes parents may be missed by one look at the tree
+LOOKS = 3  # one look at the tree may miss a process that changes parents
 PAUSE = 0.01  # seconds between them
 KEEPS_USERS = (6, 17)  # Linux: before, a closed socket's user is 0 (sock_i_uid), and since, the one it had (sk_uid)
 
-STRANGER = "closed, for it is none of the command's own connections"
-BROKEN = "closed, for its client had broken it off"
-CLOSED = "closed, for its client had closed it before the kernel could tell whose it is"
-LOST = CLOSED + ", and what it sent is lost (a Unix socket always tells: --listen unix:PATH)"
-UNTOLD = (
-    "closed, for nobody can tell whose it is: there is neither netlink (sock_diag) nor /proc "
-    "(a Unix socket tells: --listen unix:PATH)"
-)
+STRANGER = "rejected: the client is neither the command nor one of its descendants"
+BROKEN = "rejected: the client reset the connection"
+CLOSED = "rejected: the client disconnected before its owner could be determined"
+ADVICE = "(use --listen unix:PATH, where the owner is always known)"
+DISCARDED = f"{CLOSED}; what it sent was discarded {ADVICE}"
+UNKNOWN = f"rejected: the owner of the connection is unknown, since neither sock_diag nor /proc is available {ADVICE}"
 
 
 class Family:
-    """The descendants of this process, but for the children that it has already when this object is made."""
+    """The descendants of this process, except for the children that it has when this object is made."""
 
     def __init__(self) -> None:
         self._strangers = set(children_of(os.getpid()) or ())
 
-    def meet(self, connection: Connection) -> None:
-        """Note what can be told of a connection right when it is accepted, for later it may be less."""
-        if connection.sock.family != socket.AF_UNIX:
-            try:
-                connection.owner = other_end(connection.sock)
-            except OSError:
-                pass  # `refusal` asks again
+    def on_accept(self, connection: Connection) -> str:
+        """Look at a connection while the kernel knows most about it; return why it is rejected if that is clear."""
+        sock = connection.sock
+        try:
+            if sock.family == socket.AF_UNIX:
+                pid, uid, _ = peer_credentials(sock)
+                return "" if pid and self._may_be_of(uid, pid) else STRANGER
+            connection.owner = found = other_end(sock)
+            if not found or not found[2]:
+                return self._report(connection, self._judge_closed(sock, found))
+            return "" if self._may_be_of(found[1]) else STRANGER
+        except OSError as error:
+            return BROKEN if error.errno == errno.ENOTCONN else ""  # `reject_reason` asks again
 
-    def refusal(self, connection: Connection) -> str:
-        """Why an accepted connection is not to be served; empty where its other end is a descendant's, or may be."""
+    def reject_reason(self, connection: Connection) -> str:
+        """Why an accepted connection is rejected; empty where its other end is a descendant's, or may be."""
         if connection.sock.family == socket.AF_UNIX:
             return "" if any(self._connected(connection.sock, look) for look in range(LOOKS)) else STRANGER
         try:
-            refusal = self._judge(connection)
+            return self._report(connection, self._judge(connection))
         except OSError as error:
-            refusal = BROKEN if error.errno == errno.ENOTCONN else UNTOLD
-        if refusal == CLOSED and queues(connection.sock.fileno())[0]:
-            refusal = LOST
-        connection.lost = refusal in (LOST, UNTOLD)
-        return refusal
+            return self._report(connection, BROKEN if error.errno == errno.ENOTCONN else UNKNOWN)
+
+    def _report(self, connection: Connection, reason: str) -> str:
+        connection.unidentified = reason in (CLOSED, UNKNOWN)
+        return DISCARDED if reason == CLOSED and queues(connection.sock.fileno())[0] else reason
+
+    def _may_be_of(self, uid: int, pid: int = 0) -> bool:
+        """Whether a client of the user `uid`, or the process `pid`, can be a descendant."""
+        return uid == os.getuid() or any(self._has_user(uid, pid) for _ in range(LOOKS))
+
+    def _has_user(self, uid: int, pid: int) -> bool:
+        members, hidden = self._survey()
+        return pid in members or uid in hidden or any(uid in users_of(member) for member in members)
 
     def _connected(self, sock: socket.socket, look: int) -> bool:
-        """Whether one of them called connect(2), or may have."""
+        """Whether a descendant called connect(2), or may have."""
         sleep(PAUSE if look else 0)
         pid, uid, _ = peer_credentials(sock)
+        if not pid:
+            return False
         members, hidden = self._survey()
         return pid in members or uid in hidden or (uid == os.getuid() and not exists(pid))
 
@@ -86,13 +105,13 @@ class Family:
         return STRANGER
 
     def _judge_closed(self, sock: socket.socket, *seen: Found | None) -> str:
-        users = {found[1] for found in seen if found and _tells_user(found)}
+        users = {found[1] for found in seen if found and _has_own_user(found)}
         if users:
             return "" if users & (self._survey()[1] | {os.getuid()}) else STRANGER
         return CLOSED if any(seen) or _is_local(sock) else STRANGER
 
     def _holds(self, uid: int, inode: int) -> bool:
-        """Whether one of them has the socket `inode` of the user `uid` open, or may have."""
+        """Whether a descendant has the socket `inode` of the user `uid` open, or may have."""
         members, hidden = self._survey()
         for pid in members:
             found = has_open(pid, inode)
@@ -103,7 +122,9 @@ class Family:
         return uid in hidden
 
     def _survey(self) -> tuple[set[int], set[int]]:
-        """Their pids, and the users of those among them whose children cannot be told."""
+        """The descendants' pids, and the users of those whose children /proc hides."""
+        if not is_own_proc():
+            return set(), {0, os.getuid()}
         found: set[int] = set()
         hidden: set[int] = set()
         todo = [os.getpid()]
@@ -119,8 +140,8 @@ class Family:
         return found, hidden
 
 
-def _tells_user(found: Found) -> bool:
-    """Whether the user of a socket is its own: that of a closed one may be 0 for want of a better."""
+def _has_own_user(found: Found) -> bool:
+    """Whether the user of a socket is its own: a closed socket's may be 0 because the kernel does not keep it."""
     state, uid, inode = found
     if inode or uid:
         return True
@@ -130,6 +151,6 @@ def _tells_user(found: Found) -> bool:
 
 
 def _is_local(sock: socket.socket) -> bool:
-    """Whether the other end has an address of this machine, as far as one can see."""
+    """Whether the other end has an address of this machine, as far as the addresses show."""
     host = sock.getpeername()[0].removeprefix("::ffff:")
     return host.startswith("127.") or host in ("::1", sock.getsockname()[0].removeprefix("::ffff:"))
