@@ -87,8 +87,7 @@ class Witness:
 
     def has_got(self, number: int, deadline: float) -> bool:
         """Whether it has got the signal `number` just now, or gets it before the time `deadline`."""
-        while True:
-            self._read()
+        while self._read():
             since = self._seen.pop(number, None)
             if since is not None and monotonic() - since < FORGET:
                 return True
@@ -96,14 +95,19 @@ class Witness:
             if left <= 0:
                 return self._has_pending(number)
             select.select([self._ours], (), (), left)
+        return False
 
-    def _read(self) -> None:
+    def _read(self) -> bool:
+        """Take its reports; return whether it is alive."""
         try:
             data = self._ours.recv(self.REPORT.size << 8)
+        except BlockingIOError:
+            return True
         except OSError:
-            return
+            return False
         for number, when in self.REPORT.iter_unpack(data):
             self._seen[number] = when
+        return bool(data)
 
     def _has_pending(self, number: int) -> bool:
         """Whether the signal waits for it, since a busy machine has not let it run: proc(5), ShdPnd."""
