@@ -27,7 +27,9 @@ LIMITED = ["sh", "-c", 'ulimit -Sn 200; exec "$@"', "sh"]
 
 
 def test_a_command_has_its_limit_of_descriptors_from_its_first_moment(far_end: FarEnd) -> None:
-    words = script_command(SPAWNING, "proxy", far_end.uds, "7", "--", "sh", "-c", "ulimit -Sn; cat /proc/$PPID/limits")
+    words = script_command(
+        SPAWNING, "proxy", far_end.uds, "7", "--", "sh", "-c", "ulimit -Sn; sleep 0.3; cat /proc/$PPID/limits"
+    )
     with started([*LIMITED, *words]) as proxy:
         at_the_spawn, in_the_command, *proxys = proxy.communicate(timeout=HANG)[0].decode().splitlines()
     assert (at_the_spawn, in_the_command) == ("200", "200")
@@ -77,7 +79,7 @@ def test_a_connection_that_is_cut_before_its_child_starts_gets_none(monkeypatch:
 
     monkeypatch.setattr(handlers, "spawn", refuse)
     sock, guest = socket.socketpair()
-    with guest:
+    with guest, sock:
         one = connection.Connection(sock, "it")
         one.cut()
         handlers.ToCommand(["cat"], Terms(), (1024, 1024))(one)
@@ -95,7 +97,7 @@ def test_a_connection_that_is_cut_while_its_child_starts_ends_it(monkeypatch: py
     monkeypatch.setattr(handlers, "spawn", slow)
     sock, guest = socket.socketpair()
     serve = handlers.ToCommand(["sleep", str(HANG)], Terms(), (1024, 1024))
-    with guest:
+    with guest, sock:
         one = connection.Connection(sock, "it")
         one.start(serve)
         spawning.wait(HANG)

@@ -3,20 +3,26 @@
 A connection has one relay, and so two pumps and two threads. The socket towards the VMM is the relay's socket, with all
 that relaying.py says of its end. The near end is a socket, or a child's stdin and stdout, with one peer for both
 directions. That peer may be gone for good with its last bytes still in our socket, so the relay is a `PeerRelay`.
+
+Half-closes are passed on both ways: the near end gets the guest's right away, and the guest the near end's after
+`linger`, since most VMMs take it for a close.
 """
 
 import errno
 import os
 import signal
 import socket
+import stat
 from contextlib import ExitStack, closing
 from functools import partial
 from time import monotonic
 
 from .. import errors, handshake
+from ..engines import has_closed
 from ..host.processes import Child, spawn
 from ..host.sock_diag import is_closed
-from ..relaying import GONE, Relay, RelayResult
+from ..relaying import GONE, Relay, RelayResult, half_close
+from ..stdio import log
 from .connection import Connection
 from .datagrams import connect_unix, deliver
 from .hanging_up import hang_up
@@ -28,6 +34,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+CUT_OFF = (
+    "the guest sent nothing after the connection was half-closed at the end of its input: if an answer is missing, the "
+    "VMM has dropped it (--linger SECONDS waits longer for an answer, --linger inf without limit)"
+)
 KILL_AFTER = 5.0  # seconds from the SIGTERM for a child whose connection has failed to SIGKILL
 
 
@@ -37,8 +47,11 @@ def relay_socket(connection: Connection, guest: socket.socket, near: socket.sock
     stalled = False
     with closing(near), closing(guest):
         fd = near.fileno()
-        relay = _relay(connection, guest, fd, fd, terms, partial(is_closed, near))
+        has_left = partial(has_closed, fd) if near.family == socket.AF_UNIX else partial(is_closed, near)
+        relay = _relay(connection, guest, fd, fd, terms, has_left=has_left)
         result = connection.run(relay, guest, near)
+        if result.cut_off and not has_left():
+            log(f"{connection.name}: {CUT_OFF}")
         if result.ended != "stopped" and not isinstance(result.error, errors.IdleTimeoutError):
             stalled = hang_up(guest, terms.stalled) | hang_up(near, terms.stalled)
     _check(result, terms.stalled if stalled else None)
@@ -50,7 +63,9 @@ def _relay(
     rfd: int,
     wfd: int,
     terms: Terms,
+    *,
     has_left: "Callable[[], bool] | None" = None,
+    end_output: "Callable[[], object] | None" = None,
 ) -> PeerRelay:
     make = partial(
         PeerRelay,
@@ -60,6 +75,7 @@ def _relay(
         linger=terms.linger,
         idle_timeout=terms.idle_timeout,
         engine=terms.engine,
+        end_output=end_output,
         start=connection.run_in_reserved_thread,
     )
     relay = retry_on_shortage(make, terms.timeout)
@@ -79,6 +95,15 @@ def _check(result: RelayResult, stalled: float | None = None) -> None:
         )
     if error is not None:
         raise error
+
+
+def _end_output(fd: int) -> None:
+    """Let the reader of `fd` read an end of file, while the number stays taken: the relay still has it."""
+    if stat.S_ISSOCK(os.fstat(fd).st_mode):
+        return half_close(fd)  # closing it would do nothing where another descriptor is the same socket
+    null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+    os.dup2(null, fd, inheritable=False)
+    os.close(null)
 
 
 def _turn_away(connection: Connection, terms: Terms) -> None:
@@ -176,8 +201,11 @@ class ToCommand:
     ) -> RelayResult:
         failed = True
         try:
-            relay = _relay(connection, connection.sock, from_child, to_child, self._terms)
+            end_output = partial(_end_output, to_child)
+            relay = _relay(connection, connection.sock, from_child, to_child, self._terms, end_output=end_output)
             result = connection.run(relay, connection.sock)
+            if result.cut_off:
+                log(f"{connection.name}: {CUT_OFF}")
             failed = isinstance(result.error, errors.IdleTimeoutError)
         finally:
             ours.close()
@@ -224,8 +252,11 @@ class ToStdio:
             linger=terms.linger,
             idle_timeout=terms.idle_timeout,
             engine=terms.engine,
+            end_output=partial(_end_output, 1),
             start=connection.run_in_reserved_thread,
         )
         result = connection.run(relay, connection.sock)
+        if result.cut_off:
+            log(f"{connection.name}: {CUT_OFF}")
         if result.error is not None:
             raise result.error

@@ -9,9 +9,9 @@ it takes a thread or a slot. A process outside of our pid namespace has pid 0 in
 descendant.
 
 Descendants are found from the top: this process is made a *subreaper* (prctl(2)), so a descendant whose parent ended
-becomes our own child and stays in the tree. Where /proc hides a process (it runs as another user, is not dumpable, or
-/proc is mounted with hidepid, for another pid namespace or not at all: proc(5)), the uid decides: the socket must belong
-to a user that such a process runs as.
+becomes our own child and stays in the tree. Where /proc hides a process, the uid decides: the socket must belong to a
+user that such a process runs as. It hides processes of other users, those that are not dumpable, and all of them where
+it is mounted with hidepid, for another pid namespace or not at all: proc(5).
 
 A client may connect, send, close and be gone before anybody looks. Its socket has no inode any more, but a user until
 the end of file is acknowledged, so the kernel is asked right at accept(2). Where the process is not known any more, the
