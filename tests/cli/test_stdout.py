@@ -76,6 +76,12 @@ def test_a_failure_is_told_though_nobody_reads_what_was_printed_before() -> None
     assert (done.returncode, done.stderr[:32]) == (1, b"fastvsock: unexpected ValueError")
 
 
+def test_a_broken_pipe_that_is_not_stdout_is_a_failure() -> None:
+    words = [sys.executable, "-c", BROKEN.format(error="BrokenPipeError(32, 'Broken pipe')"), "doctor"]
+    done = subprocess.run(words, capture_output=True, timeout=HANG, check=False)
+    assert (done.returncode, done.stderr[:37]) == (1, b"fastvsock: unexpected BrokenPipeError")
+
+
 def test_what_was_printed_before_a_failure_is_not_lost() -> None:
     words = [sys.executable, "-c", BROKEN.format(error="print('said') or ValueError('so')"), "doctor"]
     done = subprocess.run(words, capture_output=True, timeout=HANG, check=False)

@@ -49,6 +49,30 @@ def test_a_socket_file_is_its_owners_alone_and_goes_with_the_proxy(far_end: FarE
     assert not path.exists()
 
 
+def test_the_mode_of_the_socket_file_can_be_chosen(far_end: FarEnd, tmp_path: Path) -> None:
+    path = tmp_path / "listen"
+    with serving("proxy", "--mode", "660", "--listen", f"unix:{path}", far_end.uds, "7", umask=0o77) as proxy:
+        assert stat.S_IMODE(path.stat().st_mode) == 0o660
+        assert ask(proxy.address, b"x") == b"x"
+
+
+def test_a_path_that_others_cannot_connect_to_is_reported_at_the_start(far_end: FarEnd, tmp_path: Path) -> None:
+    fits = f"{tmp_path}/{'x' * (107 - len(f'{tmp_path}/'))}"
+    uds = fits[:-2]  # with _9 behind it
+    for arguments, size in (
+        (["proxy", "--listen", f"unix:{fits}", far_end.uds, "7"], 0),
+        (["proxy", "--listen", f"unix:{fits}x", far_end.uds, "7"], 108),
+        (["listen", uds, "9", "--", "cat"], 0),
+        (["listen", uds, "10", "--", "cat"], 108),
+    ):
+        with serving(*arguments) as service:
+            status, said = service.end()
+        assert status == 0
+        expected = f": the path has {size} bytes, and most programs can connect to at most 107"
+        assert said.startswith("fastvsock: warning: ") == bool(size), said
+        assert (expected in said) == bool(size)
+
+
 def test_a_socket_file_is_never_open_to_others_not_for_a_moment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -97,6 +121,7 @@ def test_what_is_no_socket_is_left_alone(far_end: FarEnd, tmp_path: Path) -> Non
 
 def test_of_many_that_find_one_stale_socket_file_one_gets_the_place(tmp_path: Path) -> None:
     address = addresses.Address(path=str(tmp_path / "listen"))
+    umask = os.umask(0o22)
     for _ in range(20):
         with socket.socket(socket.AF_UNIX) as stale:
             stale.bind(address.path)
@@ -118,6 +143,7 @@ def test_of_many_that_find_one_stale_socket_file_one_gets_the_place(tmp_path: Pa
         assert len(won) == 1
         connect(str(address)).close()
         won[0].close()
+    assert os.umask(umask) == 0o22, "which is the whole process', and not one thread's"
 
 
 def test_a_socket_file_that_another_process_has_put_there_since_is_left_alone(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from support import HANG
-from support.services import FarEnd, service_command
+from support.services import FarEnd, run_proxy, service_command
 
 
 @pytest.mark.parametrize(
@@ -55,6 +55,37 @@ def test_what_is_empty_or_no_mode_is_wrong_usage(arguments: tuple[str, ...]) -> 
     )
     assert (done.returncode, done.stdout) == (2, b"")
     assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--mode", "660"], b"invalid --mode for 127.0.0.1:0: expected an address unix:PATH"),
+        (["--mode", "999", "--listen", "unix:/x"], b"'999': expected three octal digits"),
+        (["--metrics", "unix:/x"], b"invalid --metrics 'unix:/x': expected 127.0.0.1:PORT"),
+        (["--metrics", "x"], b"invalid --metrics 'x': expected 127.0.0.1:PORT"),
+        (["--listen", "x"], b"invalid --listen 'x': expected 127.0.0.1:PORT"),
+    ],
+)
+def test_an_option_that_does_not_fit_is_reported_with_its_name(arguments: list[str], words: bytes) -> None:
+    done = subprocess.run(
+        service_command("proxy", *arguments, "/v.sock", "7"), capture_output=True, timeout=HANG, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert words in done.stderr
+
+
+def test_braces_in_the_address_itself_are_no_placeholders(far_end: FarEnd, tmp_path: Path) -> None:
+    listen = f"{tmp_path}/{{port}}.{{uds}}"
+    done = run_proxy("--listen", f"unix:{listen}", far_end.uds, "7", "--", "echo", "{socket}", "{uds}=x")
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.decode() == f"{listen} {listen}=x\n"
+
+
+def test_the_names_of_the_first_version_still_work(far_end: FarEnd, tmp_path: Path) -> None:
+    command = ("sh", "-c", "echo $0 $FASTVSOCK_UDS", "{uds}")
+    done = run_proxy("--listen", f"unix:{tmp_path}/u", far_end.uds, "7", "--", *command)
+    assert done.stdout.decode() == f"{tmp_path}/u {tmp_path}/u\n"
 
 
 def test_a_placeholder_that_nothing_filled_in_is_told() -> None:

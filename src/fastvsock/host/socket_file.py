@@ -15,6 +15,9 @@ import fcntl
 import os
 import socket
 import stat
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from time import monotonic, sleep
 
 from ..errors import SUN_PATH_MAX
@@ -25,6 +28,23 @@ LOCK_PATIENCE, LOCK_PAUSE = 1.0, 0.02  # seconds
 IN_USE = "another process listens on it"
 NOT_A_SOCKET = "the path exists and is not a socket"
 LOCKED = "the file exists, and another process keeps its folder locked (flock), so it may be in use"
+
+
+_umask_changes = threading.Lock()
+
+
+@contextmanager
+def _umask(mode: int | None) -> Iterator[None]:
+    """Let a file get `mode` from its first moment. The umask is the whole process', so one thread at a time changes it."""
+    if mode is None:
+        yield
+        return
+    with _umask_changes:
+        before = os.umask(0o777 & ~mode)
+        try:
+            yield
+        finally:
+            os.umask(before)
 
 
 class SocketFile:
@@ -88,16 +108,13 @@ class SocketFile:
 
     def _bind(self, sock: socket.socket, mode: int | None) -> bool:
         """Bind, and return whether the path was free."""
-        umask = None if mode is None else os.umask(0o777 & ~mode)
         try:
-            sock.bind(self.address)
+            with _umask(mode):
+                sock.bind(self.address)
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise
             return False
-        finally:
-            if umask is not None:
-                os.umask(umask)
         return True
 
     def _replace_stale(self, sock: socket.socket, mode: int | None) -> None:

@@ -107,6 +107,11 @@ class Connection:
                 self.child = spawn()
             return self.child
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether `cut` has ended it, so that an end of file is not its peer's."""
+        return self._cut
+
     def cut(self) -> None:
         """End it now, from any thread."""
         with self._lock:

@@ -44,6 +44,8 @@ def deliver(connection: Connection, target: socket.socket, path: str, terms: Ter
     connection.abandon_relay()
     try:
         message = _read_message(connection, terms.idle_timeout)
+        if connection.is_cut:
+            raise errors.RelayError(f"the service ended first: {len(message)} bytes were not delivered", 0)
         if message:
             target.send(message)
     except errors.RelayError:
