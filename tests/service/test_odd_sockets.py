@@ -67,9 +67,11 @@ def test_a_listening_socket_hands_its_clients_no_delay() -> None:
 
 
 def test_a_connection_to_a_target_has_no_delay() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        with handlers.ToSocket(server.getsockname(), Terms())._connect() as near:
-            assert near.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        handlers.ToSocket(server.getsockname(), Terms())._connect() as near,
+    ):
+        assert near.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_the_metrics_are_not_delayed_either(far_end: FarEnd) -> None:

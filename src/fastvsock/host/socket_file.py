@@ -35,7 +35,7 @@ _umask_changes = threading.Lock()
 
 @contextmanager
 def _umask(mode: int | None) -> Iterator[None]:
-    """Let a file get `mode` from its first moment. The umask is the whole process', so one thread at a time changes it."""
+    """Give a file `mode` from its first moment. The umask is the process', so one thread at a time changes it."""
     if mode is None:
         yield
         return
