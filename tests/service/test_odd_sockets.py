@@ -116,6 +116,10 @@ def test_over_its_limit_listen_closes_instead_of_letting_the_vmm_wait(tmp_path: 
 
 
 def serves(address: str) -> bool:
+    """Whether a new connection is served."""
     with connect(address) as sock:
-        sock.sendall(b"x")
-        return receive(sock, 1) == b"x"
+        try:
+            sock.sendall(b"x")
+            return receive(sock, 1) == b"x"
+        except OSError:
+            return False  # closed with the byte unread
