@@ -96,9 +96,8 @@ def open_listeners(options: argparse.Namespace, address: Callable[[], Address]) 
         return passed
     where = address()
     if where.path:
-        excess = addresses.excess_length(where.path)
-        if excess:
-            log(f"warning: {errors.printable(where.path)}: {excess}: use a shorter path")
+        if warning := addresses.path_warning(where.path):
+            log(warning)
     elif options.mode is not None:
         raise errors.UsageError(f"invalid --mode for {where}: expected an address unix:PATH")
     return [listeners.open_listener(where, OWNER_ONLY if options.mode is None else options.mode)]

@@ -82,12 +82,15 @@ def unix_name(path: str) -> str:
     return f"\0{path[1:]}" if path.startswith("@") else path
 
 
-def excess_length(path: str) -> str:
-    """Why other programs cannot connect to the Unix socket `path`; empty where they can.
+def path_warning(path: str) -> str:
+    """What other programs cannot do with the Unix socket `path`, since it is too long; empty where it is not.
 
     This package reaches a longer path through /proc (see socket_file.py), which a VMM, for instance, does not do.
     """
     size = len(os.fsencode(path))
     if size <= SUN_PATH_MAX:
         return ""
-    return f"the path has {size} bytes, and most programs can connect to at most {SUN_PATH_MAX} (unix(7), sun_path)"
+    return (
+        f"warning: the path {errors.printable(path)} has {size} bytes, and a Unix socket address {SUN_PATH_MAX}: most "
+        "programs, a VMM among them, cannot connect to it; use a shorter path"
+    )

@@ -1,4 +1,4 @@
-"""A relay whose near end is one peer, which may be gone for good with its last words still in our socket."""
+"""A relay whose near end is one peer, which may be gone for good with its last bytes still in our socket."""
 
 from select import POLLIN, poll
 from time import monotonic
@@ -10,16 +10,16 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-ASK_AGAIN = 1.0, 16.0  # seconds, doubling: the first and the longest time after which a peer is asked for again
+ASK_AGAIN = 1.0, 16.0  # seconds, doubling: the first and the longest time between two calls of `has_left`
 
 
 class PeerRelay(Relay):
-    """A relay whose near end is one peer: where it reads no more, what it has said is still delivered.
+    """A relay whose near end is one peer: when it stops reading, what it has sent is still delivered.
 
-    From then on, what the guest sends is dropped, which keeps its end in sight. The relay ends when the peer's last
-    byte is handed over, or with the guest. `has_left` tells whether the peer has closed, where that does not show: a
-    TCP socket's peer that closes sends no more than one that half-closes. It is asked at the end of input and again,
-    since a closing socket is not closed at once, and one that was half-closed may be closed later.
+    From then on, what the guest sends is dropped, so that its end of file is still noticed. The relay ends when the
+    peer's last byte is handed over, or with the guest. `has_left` returns whether the peer has closed, since the socket
+    does not show it: a TCP peer that closes sends the same as one that half-closes. It is called at the end of input
+    and again later, since closing takes a moment, and a half-closed socket may be closed later.
     """
 
     has_left: "Callable[[], bool] | None" = None
