@@ -41,24 +41,23 @@ environment:
 """
 
 
-class ReaderGoneError(BrokenPipeError):
-    """Nobody reads standard output any more."""
-
-
 class Stdout(io.FileIO):
-    """Standard output, whose errors have types of their own, and are raised only once."""
+    """Standard output, whose errors can be told from those of other files, and are raised only once."""
+
+    reader_left: BrokenPipeError | None = None
 
     _failed = False
 
     def write(self, data: "bytes | bytearray | memoryview") -> int:  # type: ignore[override]
-        """Raises `StreamError`, or `ReaderGoneError` where nobody reads any more."""
+        """Raises `StreamError`, or `Stdout.reader_left` where nobody reads any more."""
         if self._failed:
             return len(data)
         try:
             return super().write(data)
         except BrokenPipeError as error:
             self._failed = True
-            raise ReaderGoneError(error.errno, error.strerror) from None
+            Stdout.reader_left = error
+            raise
         except OSError as error:
             self._failed = True
             raise errors.StreamError(f"cannot write the output: {error.strerror}", error.errno or 0) from None
@@ -114,9 +113,9 @@ def _reported(act: "Callable[[], int]") -> int:
     """The status of `act`, or of what is wrong with it, once that is printed."""
     try:
         return act()
-    except ReaderGoneError:
-        return 0  # such as `head`, which has read enough
     except Exception as error:
+        if error is Stdout.reader_left:
+            return 0  # the reader, `head` for instance, has read enough
         sentence, status = stdio.message_and_status(error)
         stdio.log(sentence)
         return status
