@@ -93,6 +93,16 @@ def test_an_answer_that_the_half_close_cut_off_is_reported(listener: Listener, e
     assert re.fullmatch(r"fastvsock: .*: the guest sent nothing after .* half-closed .*--linger SECONDS.*\n", said)
 
 
+def test_a_client_that_left_after_its_half_close_misses_no_answer(listener: Listener, engine: str, where: str) -> None:
+    with serving("proxy", "--linger", "0.2", "--listen", where, listener.uds, "7", engine=engine) as proxy:
+        client = proxy.connect()
+        with listener.accept() as guest:
+            send_all(client, b"question")
+            assert receive(guest) == b"question"
+            client.close()
+        assert proxy.end() == (0, "")
+
+
 def test_a_client_that_has_left_misses_no_answer(listener: Listener, engine: str, where: str) -> None:
     with serving("proxy", "--linger", "0.2", "--listen", where, listener.uds, "7", engine=engine) as proxy:
         client = proxy.connect()

@@ -107,6 +107,38 @@ def test_one_that_is_rejected_at_once_takes_no_thread_and_no_slot(
     assert rest == "fastvsock: 2 more connections were rejected"
 
 
+class Judge:
+    """A policy that knows which connection is a stranger's by its name."""
+
+    def on_accept(self, connection: Connection) -> str:
+        return ""
+
+    def reject_reason(self, connection: Connection) -> str:
+        return "rejected: a stranger" if connection.name == "stranger" else ""
+
+
+@pytest.mark.parametrize(
+    ("name", "admitted", "is_ours"),
+    [
+        ("ours", True, True),
+        ("ours", None, True),
+        ("stranger", None, False),
+        ("stranger", False, False),
+    ],
+)
+def test_of_connections_that_are_cut_off_only_those_of_the_command_count(
+    name: str, admitted: bool | None, is_ours: bool
+) -> None:
+    service = acceptor.Service([], lambda _: None, 1, Judge())
+    sock, client = socket.socketpair()
+    with sock, client:
+        connection = Connection(sock, name)
+        connection.admitted = admitted
+        service.open.add(connection)
+        assert service.cut() is is_ours
+        assert client.recv(1) == b""
+
+
 def test_the_uid_is_compared_before_any_descendant_is_looked_into(monkeypatch: pytest.MonkeyPatch) -> None:
     def look(*_: object) -> bool:
         raise AssertionError("the descriptors of a descendant were read")

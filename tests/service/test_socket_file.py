@@ -4,6 +4,7 @@ import errno
 import fcntl
 import os
 import socket
+import threading
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,21 @@ def test_a_change_of_directory_does_not_keep_it_from_its_file(tmp_path: Path, mo
         monkeypatch.chdir("/")
         file.remove()
     assert not os.path.lexists(tmp_path / "v.sock")
+
+
+def test_one_thread_at_a_time_changes_the_umask() -> None:
+    def change() -> None:
+        with socket_file._umask(0o660):
+            changed.set()
+
+    changed = threading.Event()
+    before = os.umask(0o22)
+    with socket_file._umask(0o600):
+        other = threading.Thread(target=change)
+        other.start()
+        assert not changed.wait(0.2)
+    other.join()
+    assert os.umask(before) == 0o22
 
 
 def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
