@@ -19,7 +19,8 @@ def connect(uds: "Path", port: int, *, timeout: float | None = 10.0, wait: float
     `uds` (str, bytes or os.PathLike) is the VMM's ``uds_path``, `port` (int) a number from 0 to 4294967295. `timeout`
     (seconds, more than 0; None and infinity are no limit) bounds an attempt, connecting and handshake together. For
     `wait` (seconds, 0 or more; infinity is for ever) an attempt that failed as one does while the guest boots (no
-    socket yet, nobody listening on it, refused or reset) is made again.
+    socket yet, nobody listening on it, refused, reset, or no answer) is made again. An attempt that can be repeated
+    gets less than `timeout`: 1 s at first, doubling each time.
 
     Returns a blocking stream socket, which carries payload only, from its first byte.
 
@@ -48,8 +49,9 @@ async def open_connection(
     """
     path = os.fsdecode(uds)
     port = handshake.parse_port(port)
-    longest, retry = handshake.limit(timeout), handshake.Retry(wait)
+    retry = handshake.Retry(wait, timeout)
     while True:
+        longest = retry.limit()
         sock = handshake.open_socket(socket.socket, path, port)
         try:
             async with asyncio.timeout(longest):
@@ -57,11 +59,12 @@ async def open_connection(
             return await asyncio.open_unix_connection(sock=sock)
         except BaseException as error:
             sock.close()
+            failure = error
             if type(error) is TimeoutError:
-                raise errors.HandshakeTimeoutError(path, port, f"{longest:g}") from None
-            pause = retry.pause() if isinstance(error, handshake.NOT_YET) else None
+                failure = errors.HandshakeTimeoutError(path, port, f"{longest:g}")
+            pause = retry.pause() if isinstance(failure, handshake.NOT_YET) else None
             if pause is None:
-                raise
+                raise failure from None
         await asyncio.sleep(pause)
 
 

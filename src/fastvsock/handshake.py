@@ -30,7 +30,13 @@ MAX_REPLY = len(b"OK 4294967295\n")
 FOREVER = 1e9  # seconds, 31 years; the clocks of sockets, locks and event loops take no infinity
 LONGEST_WAIT = 1e6  # seconds; a socket's timeout has 31 bits for its milliseconds
 RETRY_FIRST, RETRY_LAST = 0.02, 0.5  # seconds between the attempts of `wait`, doubling
-NOT_YET = (errors.SocketMissingError, errors.StaleSocketError, errors.GuestRefusedError)
+SHORT_FIRST = 1.0  # seconds for the first attempt that may be made again, doubling with each
+NOT_YET = (
+    errors.SocketMissingError,
+    errors.StaleSocketError,
+    errors.GuestRefusedError,
+    errors.HandshakeTimeoutError,
+)
 
 
 def parse_port(text: "str | int") -> int:
@@ -75,14 +81,25 @@ def parse_reply(data: bytes) -> "int | None":
 
 
 class Retry:
-    """The pauses between attempts, for `wait` seconds from now on. Raises `DurationError`."""
+    """The attempts of `wait` seconds from now on: how long each may take, and the pauses in between.
 
-    def __init__(self, wait: float) -> None:
+    A guest that was just restored, or is between bind and listen, may leave an attempt without any answer, and answer
+    the next one: so an attempt that can be repeated is short. Raises `DurationError`.
+    """
+
+    def __init__(self, wait: float, timeout: "float | None") -> None:
+        self._timeout = limit(timeout)
         self._give_up = monotonic() + seconds("wait", wait)
-        self._next = RETRY_FIRST
+        self._next, self._short = RETRY_FIRST, SHORT_FIRST
+
+    def limit(self) -> float:
+        """Seconds for the attempt that begins now: all of `timeout` if it is the last."""
+        short = self._short
+        self._short = 2 * short
+        return self._timeout if self._give_up - monotonic() <= short else min(self._timeout, short)
 
     def pause(self) -> "float | None":
-        """Seconds to pause before the next attempt, or None where there shall be none."""
+        """Seconds to pause before the next attempt, or None if the one that failed was the last."""
         left = self._give_up - monotonic()
         if left <= 0:
             return None
@@ -96,15 +113,15 @@ def connect(uds: "Path", port: int, timeout: "float | None" = 10.0, wait: float 
 
     `timeout` (seconds, more than 0; None is no limit) bounds each attempt, connecting and handshake together. For
     `wait` seconds an attempt that failed as one does while a guest boots (no socket yet, nobody listening on it,
-    refused or reset) is made again. Raises `PortError`, `DurationError`, or the subclass of `ConnectError` that names
-    the cause.
+    refused, reset, or no answer) is made again; one that can be repeated gets less than `timeout`. Raises `PortError`,
+    `DurationError`, or the subclass of `ConnectError` that names the cause.
     """
     path = os.fsdecode(uds)
     port = parse_port(port)
-    longest, retry = limit(timeout), Retry(wait)
+    retry = Retry(wait, timeout)
     while True:
         try:
-            return _attempt(path, port, longest)
+            return _attempt(path, port, retry.limit())
         except NOT_YET:
             pause = retry.pause()
             if pause is None:

@@ -65,3 +65,25 @@ def test_a_signal_ends_the_handshake_quietly(listener: Listener) -> None:
         child.send_signal(signal.SIGINT)
         done = outcome(child)
     assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
+
+
+def test_wait_goes_through_attempts_that_get_no_answer(listener: Listener) -> None:
+    with connecting(listener.uds, PORT, "--timeout", "0.5", "--wait", str(HANG)) as child:
+        with listener.accept(b""), listener.accept(b""), listener.accept(b"OK 1073741824\npayload"):
+            pass
+        done = outcome(child)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"payload", b"")
+
+
+def test_an_attempt_that_can_be_repeated_is_short(listener: Listener) -> None:
+    with connecting(listener.uds, PORT, "--timeout", str(2 * HANG), "--wait", str(2 * HANG)) as child:
+        with listener.accept(b""), listener.accept(b"OK 1073741824\n"):
+            pass  # the second comes long before the timeout of the first
+        assert outcome(child).returncode == 0
+
+
+def test_the_last_attempt_gets_the_whole_timeout(listener: Listener) -> None:
+    before = time.monotonic()
+    with connecting(listener.uds, PORT, "--timeout", "3", "--wait", "0.5") as child, listener.accept(b""):
+        sentence(outcome(child), f"{listener.uds}: no answer for guest port {PORT} within 3 s")
+    assert time.monotonic() - before >= 3

@@ -88,7 +88,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def test_the_pauses_of_wait_double_up_to_half_a_second_and_end_with_the_time(clock: list[float]) -> None:
-    retry = handshake.Retry(2.0)
+    retry = handshake.Retry(2.0, 10.0)
     pauses = []
     while (pause := retry.pause()) is not None:
         pauses.append(pause)
@@ -99,11 +99,11 @@ def test_the_pauses_of_wait_double_up_to_half_a_second_and_end_with_the_time(clo
 
 
 def test_without_wait_there_is_no_second_attempt(clock: list[float]) -> None:
-    assert handshake.Retry(0.0).pause() is None
+    assert handshake.Retry(0.0, 10.0).pause() is None
 
 
 def test_an_attempt_that_outlasts_the_wait_is_the_last(clock: list[float]) -> None:
-    retry = handshake.Retry(1.0)
+    retry = handshake.Retry(1.0, 10.0)
     clock[0] += 5.0
     assert retry.pause() is None
 
