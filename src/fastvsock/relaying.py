@@ -32,7 +32,9 @@ from .engines import EOF, IDLE, SOURCE, STOPPED, TARGET, Pump, has_closed, queue
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import signal as _signal
+    import socket
     from collections.abc import Callable
+    from typing import Literal
 else:
     import _signal  # signal itself imports enum
 
@@ -113,7 +115,8 @@ class Relay:
         self._near, self._engine = (rfd, wfd), engine
         self._end_output = end_output or (lambda: half_close(wfd))
         self._up_is_over = self._guest_is_silent = self._stopped = False
-        self._has_half_closed = False
+        self._has_half_closed = self._is_reader_gone = False
+        self._near_tcp: socket.socket | Literal[False] | None = None  # None: not looked at yet
         self._woken = self._wakeup = self._down_woken = -1
         sock.setblocking(False)
         _raise_send_buffer(sock)
@@ -281,8 +284,19 @@ class Relay:
         """Called in down's thread when its pump has ended, before the relay learns of it."""
 
     def _is_deserted(self) -> bool:
-        """Whether what the guest has yet to say is for nobody."""
-        return False
+        """Whether what the guest has yet to say is for nobody, asked after the end of input.
+
+        Of a TCP socket, since its peer sends no more when it closes than when it half-closes; every other kind of
+        output shows that its reader has gone.
+        """
+        if self._near_tcp is None:
+            self._near_tcp = _tcp_socket(*self._near)
+        if not self._near_tcp:
+            return False
+        from .host.sock_diag import is_closed
+
+        self._is_reader_gone = is_closed(self._near_tcp)
+        return self._is_reader_gone
 
     def _has_moved(self) -> bool:
         """Whether anything has moved since the last look, or waits in the socket's queues: that is no silence.
@@ -316,7 +330,7 @@ class Relay:
                 "the VMM may be paused, or one side has stopped reading",
                 errno.ETIMEDOUT,
             )
-        if down == TARGET and down_error in GONE:
+        if self._is_reader_gone or (down == TARGET and down_error in GONE):
             return "reader", None
         if down == TARGET:
             return "error", errors.StreamError(f"cannot write the output: {os.strerror(down_error)}", down_error)
@@ -348,6 +362,19 @@ class Relay:
 def _not_blocking(sock: _socket.socket) -> int:
     sock.setblocking(False)
     return sock.detach()
+
+
+def _tcp_socket(rfd: int, wfd: int) -> "socket.socket | Literal[False]":
+    """The TCP socket that both descriptors are, or False."""
+    if not (stat.S_ISSOCK(os.fstat(wfd).st_mode) and os.path.sameopenfile(rfd, wfd)):
+        return False
+    import socket
+
+    sock = socket.socket(fileno=os.dup(wfd))
+    if sock.family in (socket.AF_INET, socket.AF_INET6) and sock.type == socket.SOCK_STREAM:
+        return sock
+    sock.close()
+    return False
 
 
 def half_close(fd: int) -> None:

@@ -43,17 +43,25 @@ With a COMMAND, become that command, which has the connection as its descriptor
 
 options:
   --timeout SECONDS  time for connecting and the handshake (default 10)
-  --wait SECONDS     retry for so long while the guest is still booting: no
-                     socket yet, refused, or reset (default 0)
+  --wait SECONDS     keep trying for this long while the guest is still booting:
+                     no socket yet, refused, reset, or no answer (default 0);
+                     a try that can be repeated gets 1 s for its answer, the
+                     next one 2 s and so on, the last one all of --timeout
   --linger SECONDS   after the end of stdin, when nothing has moved either way
-                     for so long, half-close the connection, which makes a VMM
-                     close it whole; 0: at once, inf: never (default 0.5, and
-                     inf if stdin had nothing at all to give)
+                     for this long, half-close the connection: Firecracker
+                     then closes it and drops a later answer, Cloud Hypervisor
+                     from 53.0 passes the half-close on, so that 0 is safe; 0:
+                     immediately, inf: never (default 0.5, and inf if stdin was
+                     empty)
   --idle-timeout SECONDS
                      give up, with exit status 1, when nothing has moved either
                      way for this long: a paused VMM, a guest or a reader of
                      stdout that has stopped reading (default: no limit)
   --engine ENGINE    auto, splice or copy (default: FASTVSOCK_ENGINE, or auto)
+  --raw              put the terminal that is stdin into raw mode until the end,
+                     for a shell on the guest's port
+  --ignore-sigint    leave Ctrl-C to the other processes of the terminal, such
+                     as the ssh client whose ProxyCommand this is
   --fdpass           hand the connected socket over stdout, itself a socket,
                      and exit: for OpenSSH's ProxyUseFdpass=yes, which then
                      has no forwarder in its path
@@ -63,7 +71,7 @@ options:
   -h, --help         print this help
 
 exit status: 0 the guest closed, or nobody reads stdout any more; 1 a failure,
-told on stderr in one line; 2 wrong usage; 128+n ended by signal n. With a
+explained on stderr in one line; 2 wrong usage; 128+n ended by signal n. With a
 COMMAND its own, or 127 if it is not there and 126 if it cannot be run.
 """
 
@@ -93,6 +101,8 @@ class Options:
     engine: "str | None" = None
     stats = False
     fdpass = False
+    raw = False
+    ignore_sigint = False
     command: "list[str] | None" = None
 
 
@@ -147,8 +157,8 @@ def parse(arguments: "Sequence[str]", prog: str) -> "Options | None":
         elif word == "--version":
             _print(f"{prog} {__version__}\n")
             return None
-        elif word in ("--stats", "--fdpass"):
-            setattr(options, word[2:], True)
+        elif word in ("--stats", "--fdpass", "--raw", "--ignore-sigint"):
+            setattr(options, word[2:].replace("-", "_"), True)
         elif name == "--engine" or name in SECONDS:
             setattr(options, name[2:].replace("-", "_"), _value(name, value if equals else next(rest, None)))
         else:
@@ -164,6 +174,8 @@ def _command(words: "list[str]", options: Options) -> "list[str]":
         raise errors.UsageError(errors.MISSING_COMMAND)
     if options.fdpass:
         raise errors.UsageError("--fdpass and COMMAND are mutually exclusive")
+    if options.raw:
+        raise errors.UsageError("--raw and COMMAND are mutually exclusive")
     return words
 
 
@@ -191,6 +203,8 @@ def _connect(options: Options) -> int:
     for number in SIGNALS:
         if _signal.getsignal(number) != _signal.SIG_IGN:  # nohup, and a shell's background jobs, mean it so
             _signal.signal(number, ending)
+    if options.ignore_sigint and not options.command:
+        _signal.signal(_signal.SIGINT, _signal.SIG_IGN)
     closed = fill_closed()
     sock = handshake.connect(options.uds, options.port, options.timeout, options.wait)
     if options.fdpass:
@@ -208,7 +222,7 @@ def _connect(options: Options) -> int:
         end_output=_end_stdout,
     )
     ending.relay = relay
-    result = relay.run()
+    result = _run_raw(relay, ending) if options.raw and os.isatty(0) else relay.run()
     if options.stats:
         log(_stats(result))
     if ending.signal:
@@ -220,6 +234,14 @@ def _connect(options: Options) -> int:
     sentence, status = stdio.message_and_status(result.error, hints=True)
     log(sentence)
     return status
+
+
+def _run_raw(relay: Relay, ending: Ending) -> RelayResult:
+    from .host.terminal import RawMode
+
+    _signal.signal(_signal.SIGQUIT, ending)
+    with RawMode(0):
+        return relay.run()
 
 
 def _hand_over(sock: _socket.socket) -> int:
