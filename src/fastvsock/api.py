@@ -26,7 +26,7 @@ def connect(uds: "Path", port: int, *, timeout: float | None = 10.0, wait: float
 
     Raises, each of them a `FastvsockError`:
 
-    - `PortError`, `DurationError` (both a `ValueError`) for a port or a time that is none.
+    - `PortError`, `DurationError` (both a `ValueError`) for an invalid port or time.
     - `SocketMissingError`, `EmptyPathError` (`FileNotFoundError`): nothing is at the path; the path is empty.
     - `NotASocketError` (`OSError`): something else is there.
     - `SocketPermissionError` (`PermissionError`): the socket may not be used by this user.
@@ -95,12 +95,12 @@ def relay(
 
     `rfd` (int) is read until its end and `wfd` (int) written; both, and `sock`, stay open, and their modes are as
     before when it returns. `linger` (seconds, 0 or more; default 0.5): how long nothing may move after the end of `rfd`
-    before `sock` is half-closed, which makes a VMM close it; 0 at once, infinity never. If `rfd` gives nothing at all,
-    the default is never. `idle_timeout` (seconds, more than 0; None is no limit): how long nothing may move in either
+    before `sock` is half-closed, which makes Firecracker close it; 0 immediately, infinity never. If `rfd` gives nothing at
+    all, the default is never. `idle_timeout` (seconds, more than 0; None is no limit): how long nothing may move in either
     direction, not even in the socket's queues, before the relay is given up.
     `engine` is ``auto``, ``splice`` or ``copy``; the default is FASTVSOCK_ENGINE's, or ``auto``.
 
-    It also returns when nobody reads `wfd` any more; `RelayResult.ended` tells.
+    It also returns when nobody reads `wfd` any more; `RelayResult.ended` says which.
 
     Raises, each of them a `FastvsockError`:
 
@@ -128,7 +128,7 @@ def relay(
 
 
 def _check_open(sock: int, rfd: int, wfd: int) -> None:
-    """A number that is not open is none that a poll would ever tell of. Raises `RelayError`."""
+    """Check what poll(2) would wait on for ever: numbers that are not open. Raises `RelayError`."""
     for number, kind, what in (
         (sock, errors.RelayError, "use the socket"),
         (rfd, errors.StreamError, "read the input"),

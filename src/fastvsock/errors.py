@@ -28,31 +28,31 @@ class FastvsockError(Exception):
 
 
 class UsageError(FastvsockError):
-    """The command line makes no sense."""
+    """Wrong usage of a command."""
 
     exit_code = USAGE
 
 
 class PortError(FastvsockError, ValueError):
-    """A guest port that is no number from 0 to 4294967295."""
+    """A guest port that is not a number from 0 to 4294967295."""
 
     def __init__(self, port: object) -> None:
         super().__init__(port)
         self.port = port
 
     def __str__(self) -> str:
-        return f"{self.port!r} is no guest port: give a number from 0 to 4294967295"
+        return f"invalid guest port {self.port!r}: expected a number from 0 to 4294967295"
 
 
 class DurationError(FastvsockError, ValueError):
-    """A time that is no number of seconds, or not one of those that `allowed` tells."""
+    """A time that is not a number of seconds, or outside of what `allowed` describes."""
 
     def __init__(self, name: str, value: object, allowed: str) -> None:
         super().__init__(name, value, allowed)
         self.name, self.value, self.allowed = name, value, allowed
 
     def __str__(self) -> str:
-        return f"{self.name} is a number of seconds, {self.allowed}, not {self.value!r}"
+        return f"invalid {self.name} {self.value!r}: expected seconds, {self.allowed}"
 
 
 class EngineError(FastvsockError):
@@ -130,7 +130,7 @@ class EmptyPathError(ConnectError, FileNotFoundError):
 
 
 class NotASocketError(ConnectError):
-    """What is at the path is no Unix stream socket."""
+    """What is at the path is not a Unix stream socket."""
 
     number = errno.ENOTSOCK
     sentence = (
@@ -206,7 +206,7 @@ class BadReplyError(HandshakeError):
 
 
 class _NumberedError(FastvsockError, OSError):
-    """An error with a sentence of its own; `errno` tells why."""
+    """An error with a sentence of its own; `errno` is the cause."""
 
     def __init__(self, message: str, number: int) -> None:
         super().__init__()

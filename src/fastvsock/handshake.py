@@ -40,7 +40,7 @@ NOT_YET = (
 
 
 def parse_port(text: "str | int") -> int:
-    """The guest port that `text` names. Raises `PortError` where it is no number from 0 to 4294967295."""
+    """The guest port that `text` names. Raises `PortError` if it is not a number from 0 to 4294967295."""
     digits = str(text)
     if not (digits.isascii() and digits.isdigit() and len(digits) < 20 and int(digits) <= MAX_PORT):
         raise errors.PortError(text)
@@ -48,14 +48,14 @@ def parse_port(text: "str | int") -> int:
 
 
 def seconds(name: str, value: float, *, allow_zero: bool = True) -> float:
-    """`value`, at most `FOREVER`. Raises `DurationError` where it is no number of 0 or more, or of more than 0."""
+    """`value`, at most `FOREVER`. Raises `DurationError` if it is not a number of 0 or more, or of more than 0."""
     if not isinstance(value, (int, float)) or not (value > 0 or (allow_zero and value == 0)):  # neither holds for NaN
         raise errors.DurationError(name, value, "0 or more" if allow_zero else "more than 0")
     return float(min(value, FOREVER))
 
 
 def limit(timeout: "float | None") -> float:
-    """Seconds for an attempt; None is no limit, as sockets have it. Raises `DurationError`."""
+    """Seconds for an attempt; None means no limit, as for sockets. Raises `DurationError`."""
     return FOREVER if timeout is None else seconds("timeout", timeout, allow_zero=False)
 
 
@@ -172,7 +172,7 @@ def open_socket(kind: "type[Socket]", uds: str, port: int) -> "Socket":
 
 
 def _unnamed(uds: str, port: int, error: OSError) -> errors.ConnectError:
-    """A failure that has no class of its own, with its errno, which tells a shortage from what stays so."""
+    """A failure without a class of its own; its errno distinguishes a passing shortage from a lasting cause."""
     failure = errors.ConnectError(uds, port, error.strerror or str(error))
     failure.errno = error.errno
     return failure
@@ -237,7 +237,7 @@ def shortened(uds: str, port: int) -> "tuple[bytes, int | None]":
 
 
 def _kind(uds: str) -> str:
-    """What is at the path where that is no socket, in words; empty for a socket."""
+    """Describe what is at the path if it is not a socket; empty for a socket."""
     try:
         mode = os.stat(uds).st_mode
     except OSError:

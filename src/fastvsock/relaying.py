@@ -16,7 +16,7 @@ does the name of its program (Cloud Hypervisor before 53.0 is of that family), s
 
 (The module is not called relay, because importing it would put it in the place of the function `fastvsock.relay`.)
 
-Whoever stops a relay tells both pumps, and wakes each with a descriptor that is in all its polls.
+To stop a relay is to flag both pumps and to wake each with a descriptor that is in all its polls.
 """
 
 import _socket
@@ -56,7 +56,7 @@ class RelayResult:
     """What a relay did. Counts are in bytes, times in seconds.
 
     `sent` and `received` count what was handed to the socket and to the near end's output, `up` and `down` name the
-    engine that moved them. `ended` tells why: ``guest`` (it closed) or ``reader`` (nobody reads the output any more).
+    engine that moved them. `ended` is the reason: ``guest`` (it closed) or ``reader`` (the output has no reader any more).
     Inside this package it may also be ``stopped``, or ``error``: `relay()` raises that `error` instead of returning.
     `cut_off` is True where an answer may be lost: the relay half-closed the socket `linger` seconds after the end of
     input, and the guest ended without a word since, with the last that it was sent unanswered.
@@ -253,7 +253,7 @@ class Relay:
     def _patience(self, end: int) -> float:
         """Seconds of silence from the end of input to the half-close."""
         if end == TARGET:
-            return NEVER  # there is no sending any more
+            return NEVER  # nothing can be sent any more, so a half-close would change nothing
         if self._linger is None:
             return LINGER if self.sent else NEVER
         return self._linger
@@ -299,7 +299,7 @@ class Relay:
         return self._is_reader_gone
 
     def _has_moved(self) -> bool:
-        """Whether anything has moved since the last look, or waits in the socket's queues: that is no silence.
+        """Whether anything has moved since the last look, or waits in the socket's queues, which counts as activity.
 
         What waits there for the near end's reader, the guest has sent. What waits for the guest, it has yet to read,
         and could not see a half-close before.
@@ -392,7 +392,7 @@ def half_close(fd: int) -> None:
 
 
 def _wake_on_signals(fd: int) -> bool:
-    """Let Python's signals write to `fd`, so that one which comes just before a poll is not slept through.
+    """Let Python's signals write to `fd`, so that a signal just before a poll ends that poll.
 
     Not so in another thread than the main one, which handles no signals, and where a program has a use of its own for
     what its signals write.

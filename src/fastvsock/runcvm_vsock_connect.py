@@ -16,8 +16,8 @@ else:
     import _signal  # signal itself imports enum
 
 # ruff: noqa: E402
-# First of all, Ctrl-C shall end the program at once, not with a traceback from whichever import it meets. The program,
-# that is: whoever imports this module for something else has a SIGINT of their own.
+# Before any other import, so that Ctrl-C ends the program without a traceback from the import that it interrupts. Only
+# in the program itself: another one that imports this module has its own handling of SIGINT.
 if (__name__ == "__main__" or "".join(sys.argv[:1]).endswith("/runcvm-vsock-connect")) and (
     _signal.getsignal(_signal.SIGINT) == _signal.default_int_handler
 ):
@@ -35,14 +35,15 @@ from .stdio import fill_closed, log
 HELP = """\
 usage: {prog} [options] UDS PORT [-- COMMAND ...]
 
-Join stdin and stdout to a port inside a microVM: UDS is the VMM's vsock Unix
-socket, PORT the guest's AF_VSOCK port, 0 to 4294967295.
+Connect stdin and stdout to a port inside a microVM. UDS is the VMM's vsock
+Unix socket, PORT the guest's AF_VSOCK port, 0 to 4294967295.
 
-With a COMMAND, become that command, which has the connection as its descriptor
-3: no forwarder is left in the path. dbclient takes it so, with -J '&3'.
+With a COMMAND, replace this process by that command, which inherits the
+connection as descriptor 3, so that no forwarder stays in the path. dbclient
+uses it with -J '&3'.
 
 options:
-  --timeout SECONDS  time for connecting and the handshake (default 10)
+  --timeout SECONDS  limit for connecting and the handshake (default 10)
   --wait SECONDS     keep trying for this long while the guest is still booting:
                      no socket yet, refused, reset, or no answer (default 0);
                      a try that can be repeated gets 1 s for its answer, the
@@ -62,17 +63,17 @@ options:
                      for a shell on the guest's port
   --ignore-sigint    leave Ctrl-C to the other processes of the terminal, such
                      as the ssh client whose ProxyCommand this is
-  --fdpass           hand the connected socket over stdout, itself a socket,
-                     and exit: for OpenSSH's ProxyUseFdpass=yes, which then
-                     has no forwarder in its path
-  --stats            one line on stderr at the end: bytes and rate each way,
-                     the engines, CPU time
+  --fdpass           pass the connected socket over stdout, which must be a
+                     socket, and exit: for OpenSSH with ProxyUseFdpass=yes, so
+                     that no forwarder stays in the path
+  --stats            print one line on stderr at the end: bytes and rate in
+                     each direction, the engines, CPU time
   --version          print the version
   -h, --help         print this help
 
 exit status: 0 the guest closed, or nobody reads stdout any more; 1 a failure,
 explained on stderr in one line; 2 wrong usage; 128+n ended by signal n. With a
-COMMAND its own, or 127 if it is not there and 126 if it cannot be run.
+COMMAND: its own status, 127 if it is not found, 126 if it cannot be run.
 """
 
 SECONDS = {  # what each option takes
@@ -132,7 +133,7 @@ def run(arguments: "Sequence[str]", prog: str) -> int:
     except Exception as error:
         sentence, status = stdio.message_and_status(error, hints=True)
         if isinstance(error, errors.UsageError):
-            sentence += f"\nusage: {prog} [options] UDS PORT [-- COMMAND ...] ({prog} --help tells more)"
+            sentence += f"\nusage: {prog} [options] UDS PORT [-- COMMAND ...] ({prog} --help explains)"
         log(sentence)
         return status
 
@@ -147,7 +148,9 @@ def parse(arguments: "Sequence[str]", prog: str) -> "Options | None":
         name, equals, value = word.partition("=")
         if word == "--" and len(words) == 2:
             options.command = _command(list(rest), options)
-        elif options_over or not word.startswith("-") or word[1:2].isdigit():  # -1 is no port, but no option either
+        elif (
+            options_over or not word.startswith("-") or word[1:2].isdigit()
+        ):  # -1 is not an option, but an invalid port
             words.append(word)
         elif word == "--":
             options_over = True
@@ -184,7 +187,7 @@ def _value(name: str, text: "str | None") -> "str | float":
         raise errors.UsageError(f"{name} needs a value")
     if name == "--engine":
         if text not in ("auto", "splice", "copy"):
-            raise errors.UsageError(f"--engine is auto, splice or copy, not {text!r}")
+            raise errors.UsageError(f"unknown engine {text!r} (from --engine): use auto, splice or copy")
         return text
     try:
         seconds = float(text)
@@ -193,7 +196,7 @@ def _value(name: str, text: "str | None") -> "str | float":
     if name == "--linger" and seconds == float("inf"):
         return seconds
     if not 0 <= seconds <= 1e6 or (name in ("--timeout", "--idle-timeout") and not seconds):
-        raise errors.UsageError(f"{name} is a number of seconds, {SECONDS[name]}, not {text!r}")
+        raise errors.UsageError(f"invalid {name} {text!r}: expected seconds, {SECONDS[name]}")
     return seconds
 
 

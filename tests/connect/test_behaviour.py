@@ -86,7 +86,7 @@ def test_d3_a_guest_that_stands_still_before_it_reads_is_no_silence(endpoint: En
 
 def test_d4_a_port_that_is_none_is_told_in_a_sentence(endpoint: Endpoint) -> None:
     done = run(endpoint.uds, "ssh")
-    assert done.stderr.decode() == "fastvsock: 'ssh' is no guest port: give a number from 0 to 4294967295\n"
+    assert done.stderr.decode() == "fastvsock: invalid guest port 'ssh': expected a number from 0 to 4294967295\n"
 
 
 def test_d5_failure_and_success_have_their_own_exit_status(endpoint: Endpoint, engine: str) -> None:

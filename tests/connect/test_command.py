@@ -107,6 +107,7 @@ def test_what_follows_uds_port_and_two_dashes_is_the_command(words: list[str], e
         (["--", "u", "1", "--"], "missing COMMAND after --"),
         (["u", "--", "c"], "c"),
         (["--fdpass", "u", "1", "--", "c"], "mutually exclusive"),
+        (["--raw", "u", "1", "--", "c"], "mutually exclusive"),
         (["u", "1", "c"], "got 3 arguments"),
     ],
 )

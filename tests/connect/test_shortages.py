@@ -122,4 +122,4 @@ def test_splice_is_not_there_without_its_extension(listener: Listener, tmp_path:
 def test_an_engine_that_the_environment_misspells_is_told(listener: Listener) -> None:
     arguments = [sys.executable, "-m", "fastvsock.runcvm_vsock_connect", listener.uds, str(PORT)]
     with started(arguments, env={**os.environ, "FASTVSOCK_ENGINE": "warp"}) as child, listener.accept():
-        sentence(outcome(child), "'warp' is no engine", "auto, splice or copy", "environment's FASTVSOCK_ENGINE")
+        sentence(outcome(child), "unknown engine 'warp' (from FASTVSOCK_ENGINE): use auto, splice or copy")

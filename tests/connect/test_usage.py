@@ -25,10 +25,10 @@ from support.sockets import listening, take
         (["--stats=yes", "v.sock", "1"], "unknown option --stats=yes"),
         (["v.sock", "1", "--wait"], "--wait needs a value"),
         (["v.sock", "1", "--engine"], "--engine needs a value"),
-        (["--engine=warp", "v.sock", "1"], "--engine is auto, splice or copy, not 'warp'"),
-        (["--engine=", "v.sock", "1"], "--engine is auto, splice or copy, not ''"),
+        (["--engine=warp", "v.sock", "1"], "unknown engine 'warp' (from --engine): use auto, splice or copy"),
+        (["--engine=", "v.sock", "1"], "unknown engine '' (from --engine): use auto, splice or copy"),
         *(
-            ([f"{name}={value}", "v.sock", "1"], f"{name} is a number of seconds, {allowed}, not {value!r}")
+            ([f"{name}={value}", "v.sock", "1"], f"invalid {name} {value!r}: expected seconds, {allowed}")
             for name, allowed, values in (
                 ("--timeout", "more than 0 and at most 1000000", ["0", "inf"]),
                 ("--wait", "0 to 1000000", ["inf"]),

@@ -106,7 +106,7 @@ class Pump:
         return self._pump.moved_at or (self._spliced.moved_at if self._spliced else 0.0)
 
     def stop(self) -> None:
-        """Let run() end, from any thread; whoever calls this also makes `wake` readable."""
+        """Let run() end, from any thread; the caller also makes `wake` readable."""
         self._stopped = True
         self._pump.stop()
 
@@ -138,9 +138,9 @@ class Pump:
 def choose(engine: str | None = None) -> str:
     """Either ``splice`` or ``copy``, for one of `ENGINES` or None. Raises `EngineError`."""
     wanted = engine or os.environ.get("FASTVSOCK_ENGINE") or "auto"
-    whose = "" if engine else " (it is the environment's FASTVSOCK_ENGINE)"
+    source = "" if engine else " (from FASTVSOCK_ENGINE)"
     if wanted not in ENGINES:
-        raise errors.EngineError(f"{wanted!r} is no engine: choose auto, splice or copy{whose}")
+        raise errors.EngineError(f"unknown engine {wanted!r}{source}: use auto, splice or copy")
     if wanted == "copy":
         return "copy"
     try:
@@ -148,8 +148,8 @@ def choose(engine: str | None = None) -> str:
     except ImportError as error:
         if wanted == "splice":
             raise errors.EngineError(
-                f"the splice engine is not there ({error}): install a wheel, or from source with a C compiler; "
-                f"engine auto does without{whose}"
+                f"the splice engine is not installed ({error}): install a wheel, build with a C compiler, "
+                f"or use engine auto{source}"
             ) from None
         return "copy"
     return "splice"

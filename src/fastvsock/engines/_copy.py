@@ -2,7 +2,7 @@
 
 One buffer, used again and again with `os.readv`: what a read brings is written at once, so nothing waits for more.
 Down, from the VMM's socket to the near end, reading goes on into the rest of the buffer while the target has no
-room, and whoever reads the target is watched: the reasons are told at the head of `_splice.pyx`.
+room, and the target is watched for its reader: the reasons stand at the head of `_splice.pyx`.
 
 Blocking nowhere but in poll(2) is what lets a pump be stopped. Reads follow a poll. Writes need a descriptor that does
 not block, and O_NONBLOCK is not ours to set on an inherited one: a pipe or a terminal is opened once more through
@@ -93,9 +93,9 @@ def _resize(fd: int, size: int) -> bool:
 class Pump:
     """Moves bytes from the descriptor `source` to the descriptor `target` until end of file.
 
-    `wake`, a descriptor of this pump's alone, becomes readable when it shall look up: it was stopped, or Python has a
-    signal to handle (`signal.set_wakeup_fd`). `down` marks the direction from the VMM to the near end (see the head of
-    this file). The pump closes none of the three.
+    `wake`, a descriptor of this pump's alone, becomes readable when the pump has to look up: it was stopped, or Python
+    has a signal to handle (`signal.set_wakeup_fd`). `down` marks the direction from the VMM to the near end (see the
+    head of this file). The pump closes none of the three.
     """
 
     def __init__(self, source: int, target: int, wake: int, down: bool = False) -> None:
@@ -108,12 +108,12 @@ class Pump:
         self._buffer = memoryview(bytearray(RESERVE if down else CHUNK))
         self._start = self._end = 0  # what the target has yet to get
         self._ended = False
-        self._broken = 0  # the errno with which the source ended, to be told once the buffer is delivered
+        self._broken = 0  # the errno with which the source ended, reported once the buffer is delivered
         self._read_ready = self._write_ready = False
         self._polls: dict[tuple[bool, bool], select.poll] = {}
 
     def stop(self) -> None:
-        """Let run() end; whoever calls this also makes `wake` readable."""
+        """Let run() end; the caller also makes `wake` readable."""
         self._stopped = True
 
     def leftover(self) -> int:

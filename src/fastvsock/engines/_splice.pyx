@@ -8,7 +8,7 @@ How a pump moves them depends on what its two ends are:
 The call is tried first, and poll(2) follows only on EAGAIN: while data flows, one system call a chunk is all.
 
 splice(2) says EAGAIN without saying which end was short. The pump waits for the end that was short last time and,
-should that one turn out to be ready, for the other: one call too many when the stream changes its mind, none while
+if that end turns out to be ready, for the other: one call too many when the stream changes its mind, none while
 it is steady.
 
 Blocking nowhere but in poll(2) is what lets a pump be stopped. A pipe does as SPLICE_F_NONBLOCK says; a socket that
@@ -121,9 +121,9 @@ cdef struct Pipe:
 cdef class Pump:
     """Moves bytes from the descriptor `source` to the descriptor `target` until end of file.
 
-    `wake`, a descriptor of this pump's alone, becomes readable when it shall look up: it was stopped, or Python has a
-    signal to handle (`signal.set_wakeup_fd`). `down` marks the direction from the VMM to the near end (see the head of
-    this file). The pump closes none of the three.
+    `wake`, a descriptor of this pump's alone, becomes readable when the pump has to look up: it was stopped, or Python
+    has a signal to handle (`signal.set_wakeup_fd`). `down` marks the direction from the VMM to the near end (see the
+    head of this file). The pump closes none of the three.
     """
 
     cdef int source, target, wake
@@ -138,7 +138,7 @@ cdef class Pump:
     cdef bint full, ended
     cdef bint source_ready, target_ready  # as wait() found them
     cdef int waited, usual  # SOURCE or TARGET: the end waited for since something moved, and the one before
-    cdef int broken  # the errno with which the source ended, to be told once `between` is delivered
+    cdef int broken  # the errno with which the source ended, reported once `between` is delivered
     cdef int error
     cdef int look  # milliseconds after which a wait ends run(), or -1
     cdef volatile bint stopped
@@ -155,7 +155,7 @@ cdef class Pump:
         self.usual = SOURCE
         if fstat(source, &near) or fstat(target, &far):
             return  # the first call will fail alike, and run() will say so
-        # It does not splice, and the copy engine would be loaded for nothing, but where that one has an error to tell.
+        # /dev/null does not splice, and the copy engine would be loaded for nothing, unless it has an error to report.
         self.ended = IS_NULL(near) and (fcntl(source, F_GETFL) & O_ACCMODE) != O_WRONLY
         self.from_pipe = S_ISFIFO(near.st_mode)
         self.from_file = (S_ISREG(near.st_mode) or S_ISBLK(near.st_mode)) and S_ISSOCK(far.st_mode)
@@ -186,7 +186,7 @@ cdef class Pump:
         return self.counted_at
 
     def stop(self) -> None:
-        """Let run() end; whoever calls this also makes `wake` readable."""
+        """Let run() end; the caller also makes `wake` readable."""
         self.stopped = True
 
     def leftover(self) -> int:
@@ -253,7 +253,7 @@ cdef class Pump:
             return self.await_short_end()
         if self.from_file and errno not in (EINTR, EPIPE, ECONNRESET):
             self.error = errno
-            return UNSUPPORTED  # the file's error or the socket's: the copy engine will tell
+            return UNSUPPORTED  # the file's error or the socket's: the copy engine finds out
         return self.failed(TARGET if self.from_pipe or self.from_file else SOURCE)
 
     cdef int await_short_end(self) noexcept nogil:
@@ -300,7 +300,7 @@ cdef class Pump:
         return self.wait(True, False, -1)
 
     cdef int drain(self) noexcept nogil:
-        """From `between` to the target; while that one has no room, more is taken in on the way down."""
+        """From `between` to the target; while the target has no room, more is taken in on the way down."""
         cdef double now = _monotonic()
         cdef ssize_t n = self.give(self.between[0], self.held)
         cdef int end
