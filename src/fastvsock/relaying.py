@@ -56,7 +56,8 @@ class RelayResult:
     """What a relay did. Counts are in bytes, times in seconds.
 
     `sent` and `received` count what was handed to the socket and to the near end's output, `up` and `down` name the
-    engine that moved them. `ended` is the reason: ``guest`` (it closed) or ``reader`` (the output has no reader any more).
+    engine that moved them. `ended` is the reason: ``guest`` (it closed) or ``reader`` (nothing reads the output any
+    more).
     Inside this package it may also be ``stopped``, or ``error``: `relay()` raises that `error` instead of returning.
     `cut_off` is True where an answer may be lost: the relay half-closed the socket `linger` seconds after the end of
     input, and the guest ended without a word since, with the last that it was sent unanswered.
@@ -201,7 +202,8 @@ class Relay:
         look = max(int(min(self._idle_timeout, LONGEST_LOOK) * 1000 / LOOKS), 1)
         while (up := self._up.run(look))[0] == IDLE:
             if self._is_idle():
-                return STOPPED, 0
+                self._up.stop()
+                return self._up.run()  # it ends, and gives back what it has taken of the pipes' budget
         return up
 
     def _is_idle(self) -> bool:

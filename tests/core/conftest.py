@@ -7,7 +7,15 @@ from typing import Any
 import pytest
 
 import fastvsock
+from fastvsock import engines
 from support.relays import Ends, Start
+
+
+@pytest.fixture(autouse=True)
+def nothing_taken() -> Iterator[None]:
+    """However a pump ends, it gives back what it has taken of the pipes' budget."""
+    yield
+    assert engines.budget.taken == 0
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """The children of a service: with which limits they start, and that none outlives the service."""
 
 import os
+import resource
 import signal
 import socket
 import sys
@@ -51,7 +52,7 @@ def test_a_hard_limit_that_was_lowered_meanwhile_does_no_harm(monkeypatch: pytes
         if limits[0] == 100:
             raise ValueError("current limit exceeds maximum limit")
 
-    monkeypatch.setattr(processes.resource, "setrlimit", refuse)
+    monkeypatch.setattr(resource, "setrlimit", refuse)
     assert processes.spawn(["true"], limit=(100, 1 << 20)).wait() == 0
 
 
@@ -87,7 +88,7 @@ def test_a_connection_that_is_cut_before_its_child_starts_gets_none(monkeypatch:
 
 
 def test_a_connection_that_is_cut_while_its_child_starts_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    spawning, spawn = threading.Event(), handlers.spawn
+    spawning, spawn = threading.Event(), processes.spawn
 
     def slow(*words: object, **more: object) -> processes.Child:
         spawning.set()
