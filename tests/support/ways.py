@@ -1,0 +1,132 @@
+"""The ways that a command takes from the CRI into the guest; the guest is this machine, behind the emulator.
+
+To add a way, make a class of `Way` and give it a place in `WAYS`: the tests in tests/kubectl run for each of them.
+"""
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from support.bundles import exec_script, make_bundle, put, runcvm
+from support.ssh import Guest, find, shell_guest
+
+UDS = "/run/firecracker.vsock"
+# What RunCVM's runtime puts before a command: user, directory, whether there is a HOME, whether there is a terminal.
+RUNTIME = ("0:0:", "/", "1", "{tty}")
+# As RunCVM's: the encoding is undone, and a directory that is not there has its sentence and 126.
+VM_EXEC = """\
+#!/bin/bash
+decode() { tr '\\200\\201\\202\\203\\204\\205' '\\011\\012\\040\\047\\042\\134'; }
+mapfile -t words < <(printf %s "$3" | decode)
+directory=$(printf %s "$2" | decode)
+cd "$directory" 2>/dev/null || { echo "OCI runtime exec failed: chdir to cwd (\\"$directory\\") failed"; exit 126; }
+export PATH={path}
+exec "${words[@]}"
+"""
+
+
+@dataclass(frozen=True)
+class Exec:
+    """How the CRI runs a command in the pod: the words before it, and the environment of all.
+
+    All that serves it has `root`, a folder, in its words or its environment.
+    """
+
+    root: Path
+    words: list[str]
+    environment: dict[str, str]
+
+
+class Way:
+    """A way into the guest.
+
+    `any_bytes` is whether words arrive as they are, `signals` whether a command that a signal ends has 128+n,
+    `ends_unread` whether a command ends whose stdout is closed.
+    """
+
+    name = ""
+    title = ""
+    any_bytes = signals = ends_unread = True
+
+    def missing(self) -> str:
+        """Why this way cannot be taken on this machine; empty where it can."""
+        return ""
+
+    def ready(self, folder: Path) -> AbstractContextManager[Exec]:
+        """Set up everything below `folder`, which is there, and take it down at the end."""
+        raise NotImplementedError
+
+
+class Floor(Way):
+    """No guest: the API server runs the command itself. What kubectl alone costs."""
+
+    name, title = "floor", "no guest: the API server runs the command"
+
+    @contextmanager
+    def ready(self, folder: Path) -> Iterator[Exec]:
+        """A folder of programs as a guest has them."""
+        add_applets(folder / "bin")
+        yield Exec(folder, [], os.environ | {"PATH": path_of(folder)})
+
+
+class Dropbear(Way):
+    """RunCVM's exec script as `install` leaves it: dbclient on a connection of its own, to a dropbear in the guest."""
+
+    name, title = "dropbear", "dbclient through fastvsock"
+    any_bytes = False  # the script's encoding eats the bytes 0x80 to 0x85, and splits at newlines
+    signals = False  # dbclient's status is 0 where the server says exit-signal
+    ends_unread = False  # dbclient with a closed stdout waits for the guest, and the guest's command for dbclient
+    programs: tuple[str, ...] = ("dropbear", "dropbearkey", "dropbearconvert", "dbclient", "ssh-keygen", "busybox")
+
+    def missing(self) -> str:
+        """Why not; the user must be root, as the script logs in as root."""
+        if os.geteuid() != 0:
+            return "this machine: RunCVM's script logs in as root"
+        return next((f"{program} is not installed" for program in self.programs if not find(program)), "")
+
+    @contextmanager
+    def ready(self, folder: Path) -> Iterator[Exec]:
+        """A bundle, and a guest with a dropbear."""
+        with shell_guest(folder) as guest:
+            bundle = self.bundle(folder / "bundle", guest)
+            script = str(bundle / "scripts/runcvm-ctr-exec")
+            environment = os.environ | {"RUNCVM_GUEST": str(bundle), "KEY": guest.key, "PATH": path_of(bundle)}
+            yield Exec(folder, [str(bundle / "bin/bash"), "-e", script, *RUNTIME], environment)
+
+    def bundle(self, folder: Path, guest: Guest) -> Path:
+        """A bundle whose exec script leads to that guest."""
+        bundle = make_bundle(folder)
+        put(bundle / "scripts/runcvm-ctr-exec", exec_script("fork").replace(UDS, guest.uds), 0o755)
+        put(bundle / "scripts/runcvm-vm-exec", VM_EXEC.replace("{path}", path_of(bundle)), 0o755)
+        for program in ("dbclient", "socat"):
+            (bundle / "usr/bin" / program).unlink()
+        shutil.copy(find("dbclient") or "", bundle / "usr/bin/dbclient")
+        self.install(bundle)
+        return bundle
+
+    def install(self, bundle: Path) -> None:
+        """Put fastvsock into it."""
+        done = runcvm("install", bundle)
+        assert done.returncode == 0, done.stderr
+
+
+WAYS: tuple[Way, ...] = (Floor(), Dropbear())
+
+
+def path_of(root: Path) -> str:
+    """PATH with a bundle's programs first, and then those of the Python that runs this (`python3` may be a shim)."""
+    here = os.path.dirname(sys.executable)
+    return os.pathsep.join([f"{root}/bin", f"{root}/usr/bin", here, os.environ.get("PATH", os.defpath)])
+
+
+def add_applets(folder: Path) -> None:
+    """The busybox applets that `kubectl cp` runs in the guest."""
+    busybox = shutil.which("busybox")
+    assert busybox, "busybox is needed for this test"
+    folder.mkdir(parents=True, exist_ok=True)
+    for applet in ("sh", "tail", "tar"):
+        (folder / applet).symlink_to(busybox)
