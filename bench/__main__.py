@@ -1,26 +1,29 @@
-"""`python -m bench run` measures; `python -m bench report` shows what was measured."""
+"""`python -m bench run` and `kubectl` measure; `python -m bench report` shows what was measured."""
 
 import argparse
 import os
 import pwd
 import shlex
 import sys
+import tempfile
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .measures import MEASURES, Measure
 from .peers import PEERS, Peer
 
 if TYPE_CHECKING:
     from .results import Results
+    from .rounds import Rounds
 
 EPILOG = """\
 Every peer does the same work in every round, in turn, and ratios are taken within rounds. `run` writes a file of
-pyperf's format: `python -m pyperf show|stats|compare_to` read it. bench/README.md explains the measures.
+pyperf's format: `python -m pyperf show|stats|compare_to` read it. So does `kubectl`. bench/README.md explains the
+measures.
 """
 
 QUICK = 105.0  # seconds after which a quick run begins no further measure
@@ -63,16 +66,21 @@ class Progress:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__, epilog=EPILOG)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    run = commands.add_parser("run", help="measure, and write the results to a file", epilog=_tables())
-    run.formatter_class = argparse.RawDescriptionHelpFormatter
-    run.add_argument("--quick", action="store_true", help="take the small measures in few rounds: about two minutes")
-    run.add_argument("--peers", metavar="A,B", help="measure only these peers (default: all)")
-    run.add_argument("--measures", metavar="A,B", help="take only these measures; * and ? match any (default: all)")
-    run.add_argument("--rounds", type=int, metavar="N", help="number of rounds of each measure (default: see below)")
+    raw = argparse.RawDescriptionHelpFormatter
+    common = _common()
+    run = commands.add_parser(
+        "run",
+        help="measure the forwarders, and write the results to a file",
+        parents=[common],
+        epilog=_tables(PEERS, MEASURES),
+        formatter_class=raw,
+    )
     run.add_argument("--size", type=int, metavar="MIB", help="size of bulk work in MiB (default: by measure)")
     run.add_argument("--user", metavar="NAME", help="run the peers as this user, whose limits are not root's (as root)")
-    run.add_argument("-o", "--output", required=True, metavar="FILE", help="write results here: .json or .json.gz")
     run.set_defaults(act=_run)
+    help = "measure `kubectl cp` and `kubectl exec` by each way into a guest"
+    kubectl = commands.add_parser("kubectl", help=help, parents=[common], description=f"{help.capitalize()}, as root.")
+    kubectl.set_defaults(act=_kubectl, size=None)
     report = commands.add_parser("report", help="show a results file as Markdown and as pictures")
     report.add_argument("results", metavar="FILE", help="the file that `run` wrote")
     report.add_argument("--markdown", metavar="PAGE", help="write all results to PAGE (default: to stdout)")
@@ -84,38 +92,81 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _tables() -> str:
-    lines = ["peers:", *(f"  {peer.name:16} {peer.title}" for peer in PEERS), ""]
+def _common() -> argparse.ArgumentParser:
+    """The options of everything that measures."""
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--quick", action="store_true", help="take the small measures in few rounds: about two minutes")
+    common.add_argument("--peers", metavar="A,B", help="measure only these peers (default: all)")
+    common.add_argument("--measures", metavar="A,B", help="take only these measures; * and ? match any (default: all)")
+    common.add_argument("--rounds", type=int, metavar="N", help="rounds of each measure (default: by measure)")
+    common.add_argument("-o", "--output", required=True, metavar="FILE", help="write results here: .json or .json.gz")
+    return common
+
+
+def _tables(peers: Sequence[Peer], measures: Sequence[Measure]) -> str:
+    lines = ["peers:", *(f"  {peer.name:16} {peer.title}" for peer in peers), ""]
     lines += ["measures (rounds in a full and in a quick run):"]
-    lines += [f"  {m.name:18} {m.rounds[0]:3} {m.rounds[1] or '-':>3}   {m.title}" for m in MEASURES]
+    lines += [f"  {m.name:18} {m.rounds[0]:3} {m.rounds[1] or '-':>3}   {m.title}" for m in measures]
     return "\n".join(lines)
 
 
 def _run(options: argparse.Namespace) -> int:
     from .build_c import BuildError, program
+    from .rounds import Rounds
+
+    measures, peers = _measures(options, MEASURES), _peers(options.peers, PEERS)
+    try:
+        for name in ("ends", "farend", "forward"):
+            program(name)  # before the change of user, who may not write there
+    except BuildError as error:
+        raise BenchError(str(error)) from None
+    with _user(options.user):
+        rounds = Rounds(measures, peers)
+        suite = _measure(rounds, options)
+    return _write(suite, rounds, options)
+
+
+def _kubectl(options: argparse.Namespace) -> int:
+    try:
+        from . import kubectl
+    except ModuleNotFoundError as error:
+        raise BenchError(f"{error.name} is not installed: python -m pip install -e '.[dev]'") from None
     from .rig import PeerError
     from .rounds import Rounds
 
+    measures, peers = _measures(options, kubectl.MEASURES), _peers(options.peers, kubectl.PEERS)
+    with tempfile.TemporaryDirectory(prefix="fastvsock-bench-") as folder:
+        try:
+            with kubectl.Stage(Path(folder)) as stage:
+                rounds = Rounds(measures, peers, stage.take)
+                suite = _measure(rounds, options)
+        except PeerError as error:
+            raise BenchError(str(error)) from None
+    return _write(suite, rounds, options)
+
+
+def _measure(rounds: "Rounds", options: argparse.Namespace) -> Any:
+    """Take all measures, or those that are done before Ctrl-C, and return them as a suite of pyperf."""
+    from .rig import PeerError
+
     progress = Progress()
+    for name, why in rounds.left_out.items():
+        progress.line(f"{name} is left out: {why}")
     try:
-        measures, peers = _measures(options), _peers(options.peers)
-        for name in ("ends", "farend", "forward"):
-            program(name)  # before the change of user, who may not write there
-        with _user(options.user):
-            rounds = Rounds(measures, peers)
-            for name, why in rounds.left_out.items():
-                progress.line(f"{name} is left out: {why}")
-            try:
-                rounds.run(progress.step, QUICK if options.quick else float("inf"))
-            except KeyboardInterrupt:
-                progress.line("interrupted: what was measured until now is written")
-            suite = rounds.suite(_without_output(options.command))
-    except (BuildError, PeerError) as error:
+        rounds.run(progress.step, QUICK if options.quick else float("inf"))
+    except KeyboardInterrupt:
+        progress.line("interrupted: what was measured until now is written")
+    try:
+        return rounds.suite(_without_output(options.command))
+    except PeerError as error:
         raise BenchError(str(error)) from None
+
+
+def _write(suite: Any, rounds: "Rounds", options: argparse.Namespace) -> int:
     Path(options.output).parent.mkdir(parents=True, exist_ok=True)
     suite.dump(options.output, replace=True)
     failed = [f"{name}: {why}" for name, why in rounds.left_out.items()]
-    progress.line(f"written to {options.output}; left out: {'; '.join(failed) or 'nothing'}")
+    Progress().line(f"written to {options.output}; left out: {'; '.join(failed) or 'nothing'}")
     return 0
 
 
@@ -139,23 +190,23 @@ def _without_output(words: Sequence[str]) -> str:
     return shlex.join(["python", "-m", "bench", *parser.parse_known_args(words)[1], "-o", "FILE"])
 
 
-def _peers(wanted: str | None) -> list[Peer]:
-    names = wanted.split(",") if wanted else [peer.name for peer in PEERS]
-    known = {peer.name: peer for peer in PEERS}
+def _peers(wanted: str | None, table: Sequence[Peer]) -> list[Peer]:
+    known = {peer.name: peer for peer in table}
+    names = wanted.split(",") if wanted else list(known)
     for name in names:
         if name not in known:
             raise BenchError(f"unknown peer {name!r}: use {', '.join(known)}")
     return [known[name] for name in names]
 
 
-def _measures(options: argparse.Namespace) -> list[tuple[Measure, int]]:
+def _measures(options: argparse.Namespace, table: Sequence[Measure]) -> list[tuple[Measure, int]]:
     """The measures to take, each with its number of rounds. One that is named is taken in a quick run too."""
     asked = options.measures.split(",") if options.measures else []
     for pattern in asked:
-        if not any(fnmatch(measure.name, pattern) for measure in MEASURES):
+        if not any(fnmatch(measure.name, pattern) for measure in table):
             raise BenchError(f"unknown measure {pattern!r}: python -m bench run --help lists them")
     chosen = []
-    for measure in MEASURES:
+    for measure in table:
         rounds = measure.rounds[options.quick]
         if any(fnmatch(measure.name, pattern) for pattern in asked) or (rounds and not asked):
             size = options.size << 20 if options.size and measure.kind == "bulk" else measure.size

@@ -20,7 +20,7 @@ class Measure:
 
     name: str
     title: str
-    kind: str  # bulk, latency, start or stall
+    kind: str  # bulk, latency, start, stall or kubectl
     way: str = "up"  # up, down or both
     ends: str = "pipe"  # what the forwarder's stdin and stdout are: pipe, socketpair, file; or tcp
     size: int = 64 * MIB
@@ -31,6 +31,8 @@ class Measure:
     @property
     def kinds(self) -> tuple[str, ...]:
         """The kinds of peer that can do this work."""
+        if self.kind == "kubectl":
+            return ("kubectl",)
         if self.ends == "tcp":
             return ("proxy",)
         if self.kind == "start":

@@ -50,7 +50,7 @@ class Sample:
     killed: bool = False
 
 
-def take(measure: Measure, peer: Peer, *, check: bool = False) -> Sample:
+def take(measure: Measure, peer: Peer, check: bool = False) -> Sample:
     """Measure `peer` once. With `check` the bytes are compared by checksum. Raises `PeerError`."""
     with Rig(measure, peer, check) as rig:
         return {"bulk": rig.bulk, "latency": rig.latency, "start": rig.start, "stall": rig.stall}[measure.kind]()

@@ -33,7 +33,7 @@ class Peer:
 
     name: str
     title: str
-    kind: str  # stdio, proxy, none or bare
+    kind: str  # stdio, proxy, none, bare or kubectl
     command: Callable[..., list[str]] = field(repr=False)
     missing: Callable[[], str] = field(default=lambda: "", repr=False)
     version: Callable[[], str] = field(default=lambda: "", repr=False)
@@ -64,7 +64,8 @@ def _version_line(*command: str) -> str:
     return lines[0] if lines else ""
 
 
-def _socat_version() -> str:
+def socat_version() -> str:
+    """socat's line about its version."""
     return _version_line("socat", "-V")
 
 
@@ -148,7 +149,7 @@ PEERS = (
         "stdio",
         lambda uds, port: ["sh", str(HERE / "pipeline.sh"), uds, str(port)],
         _needs("socat"),
-        _socat_version,
+        socat_version,
     ),
     Peer(
         "threads",
@@ -157,14 +158,14 @@ PEERS = (
         lambda uds, port: [sys.executable, str(HERE / "threads.py"), uds, str(port)],
         version=_python_version,
     ),
-    Peer("socat", "one socat", "stdio", _single_socat, _needs("socat"), _socat_version),
+    Peer("socat", "one socat", "stdio", _single_socat, _needs("socat"), socat_version),
     Peer("c-copy", "C, read/write", "stdio", _in_c("copy")),
     Peer("c-splice", "C, splice", "stdio", _in_c("splice")),
     Peer("none", "no forwarder", "none", _nothing),
     Peer("python", "python -c", "bare", _first_byte(), version=_python_version),
     Peer("python-S", "python -I -S -c", "bare", _first_byte("-I", "-S"), version=_python_version),
     Peer("proxy", "fastvsock proxy", "proxy", _our_proxy, _no_proxy, _our_version, listens="announces"),
-    Peer("proxy-socat", "socat, fork", "proxy", _socat_proxy, _needs("socat"), _socat_version, True, "port"),
+    Peer("proxy-socat", "socat, fork", "proxy", _socat_proxy, _needs("socat"), socat_version, True, "port"),
     Peer(
         "proxy-haproxy",
         "HAProxy, TCP, splice",

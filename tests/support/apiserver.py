@@ -1,4 +1,4 @@
-"""A Kubernetes API server with one pod, as far as `kubectl exec` and `kubectl cp` ask for one, on a port of 127.0.0.1.
+"""A Kubernetes API server with one pod, as much of one as `kubectl exec` and `kubectl cp` use, on a port of 127.0.0.1.
 
     python -m support.apiserver [--cut BYTES] [WORD ...]
 
@@ -7,8 +7,8 @@ true or false, and then the command's own words. With no WORD the command is run
 
 An exec is a WebSocket of the subprotocol v5.channel.k8s.io (k8s.io/kubernetes/staging/src/k8s.io/apimachinery/pkg/util/
 remotecommand/constants.go): the first byte of a message is the number of its channel; on channel 255 the second byte
-is the channel that ends. When the connection is lost, the command gets the end of stdin and a closed stdout; it is not
-killed, and neither is it by containerd.
+is the channel that ends. When the connection is lost, the command gets the end of stdin and a closed stdout. It is not
+killed; containerd does not kill it either.
 """
 
 import argparse
@@ -158,7 +158,7 @@ def pieces(stream: IO[bytes]) -> Iterator[bytes]:
 
 
 def carry_input(connection: ServerConnection, process: Process) -> None:
-    """Write what a connection brings for stdin, and obey what it says of the terminal and of the end."""
+    """Write stdin as it comes, resize the terminal when a message asks for it, and close stdin at its end."""
     for channel, payload in messages(connection):
         if channel == STDIN:
             write_input(process, payload)
@@ -179,7 +179,7 @@ def messages(connection: ServerConnection) -> Iterator[tuple[int, bytes]]:
 
 
 def write_input(process: Process, payload: bytes) -> None:
-    """Write all of it; what comes for a command that reads no more is dropped."""
+    """Write all of `payload`; drop it if the command no longer reads."""
     while payload and process.stdin is not None:
         try:
             payload = payload[process.stdin.write(payload) :]

@@ -1,4 +1,4 @@
-"""The real kubectl, before an API server of the tests whose pod is reached by one of the ways of `support.ways`."""
+"""The real kubectl, with an API server of the tests, whose pod is reached by one of the ways of `support.ways`."""
 
 import contextlib
 import os
@@ -58,7 +58,7 @@ def inside(path: Path) -> str:
 
 
 def program() -> Path:
-    """The real kubectl; where it is not to be had, the test is skipped."""
+    """Return the real kubectl; skip the test if it is not available on this machine."""
     try:
         return images.kubectl()
     except fetch.CannotRun as reason:
@@ -67,7 +67,7 @@ def program() -> Path:
 
 @contextmanager
 def pod(way: Way, execution: Exec, program: Path, folder: Path, *options: str) -> Iterator[Pod]:
-    """An API server with a pod that is reached so; `options` are the server's."""
+    """An API server with a pod whose commands run by `execution`; `options` are the server's."""
     server = [sys.executable, "-m", "support.apiserver", *options, "--", *execution.words]
     environment = execution.environment | {"PYTHONPATH": f"{ROOT}/tests"}
     with started(server, stdin=subprocess.DEVNULL, stderr=None, env=environment) as child:

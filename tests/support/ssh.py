@@ -86,6 +86,14 @@ def need(*programs: str) -> None:
             pytest.skip(f"{program} is not installed")
 
 
+def missing_for_guest() -> str:
+    """Return what `shell_guest` lacks on this machine; an empty string if nothing."""
+    programs = ("dropbear", "dropbearkey", "dropbearconvert", "dbclient", "ssh-keygen")
+    if not glob.glob(f"/usr/lib*/{WRAPPER}") + glob.glob(f"/usr/lib/*/{WRAPPER}"):
+        return "libnss-wrapper is not installed"
+    return next((f"{program} is not installed" for program in programs if not find(program)), "")
+
+
 def find(program: str) -> str | None:
     """Servers are not on everybody's PATH."""
     return shutil.which(program, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
@@ -94,9 +102,8 @@ def find(program: str) -> str | None:
 @contextmanager
 def shell_guest(folder: Path) -> Iterator[Guest]:
     """The emulator with a dropbear and, where it is installed, an OpenSSH server."""
-    need("dropbear", "dropbearkey", "dropbearconvert", "dbclient", "ssh-keygen")
-    if not glob.glob(f"/usr/lib*/{WRAPPER}") + glob.glob(f"/usr/lib/*/{WRAPPER}"):
-        pytest.skip("libnss-wrapper is not installed")
+    if reason := missing_for_guest():
+        pytest.skip(reason)
     user = pwd.getpwuid(os.getuid()).pw_name
     make_keys(folder, user)
     uds = str(folder / "v.sock")

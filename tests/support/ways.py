@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from support.bundles import exec_script, make_bundle, put, runcvm
-from support.ssh import Guest, find, shell_guest
+from support.ssh import Guest, find, missing_for_guest, shell_guest
 
 UDS = "/run/firecracker.vsock"
 # What RunCVM's runtime puts before a command: user, directory, whether there is a HOME, whether there is a terminal.
@@ -53,7 +53,7 @@ class Way:
     any_bytes = signals = ends_unread = True
 
     def missing(self) -> str:
-        """Why this way cannot be taken on this machine; empty where it can."""
+        """Return why this way does not work on this machine; an empty string if it does."""
         return ""
 
     def ready(self, folder: Path) -> AbstractContextManager[Exec]:
@@ -62,7 +62,7 @@ class Way:
 
 
 class Floor(Way):
-    """No guest: the API server runs the command itself. What kubectl alone costs."""
+    """No guest: the API server runs the command itself, which shows the cost and the faults of kubectl alone."""
 
     name, title = "floor", "no guest: the API server runs the command"
 
@@ -80,13 +80,12 @@ class Dropbear(Way):
     any_bytes = False  # the script's encoding eats the bytes 0x80 to 0x85, and splits at newlines
     signals = False  # dbclient's status is 0 where the server says exit-signal
     ends_unread = False  # dbclient with a closed stdout waits for the guest, and the guest's command for dbclient
-    programs: tuple[str, ...] = ("dropbear", "dropbearkey", "dropbearconvert", "dbclient", "ssh-keygen", "busybox")
 
     def missing(self) -> str:
-        """Why not; the user must be root, as the script logs in as root."""
+        """Return what this machine lacks. The user must be root, since the script logs in as root."""
         if os.geteuid() != 0:
             return "this machine: RunCVM's script logs in as root"
-        return next((f"{program} is not installed" for program in self.programs if not find(program)), "")
+        return missing_for_guest() or ("" if find("busybox") else "busybox is not installed")
 
     @contextmanager
     def ready(self, folder: Path) -> Iterator[Exec]:
@@ -102,14 +101,14 @@ class Dropbear(Way):
         bundle = make_bundle(folder)
         put(bundle / "scripts/runcvm-ctr-exec", exec_script("fork").replace(UDS, guest.uds), 0o755)
         put(bundle / "scripts/runcvm-vm-exec", VM_EXEC.replace("{path}", path_of(bundle)), 0o755)
-        for program in ("dbclient", "socat"):
-            (bundle / "usr/bin" / program).unlink()
+        for stand_in in ("dbclient", "socat"):
+            (bundle / "usr/bin" / stand_in).unlink()
         shutil.copy(find("dbclient") or "", bundle / "usr/bin/dbclient")
-        self.install(bundle)
+        self.prepare(bundle)
         return bundle
 
-    def install(self, bundle: Path) -> None:
-        """Put fastvsock into it."""
+    def prepare(self, bundle: Path) -> None:
+        """Install fastvsock into the bundle."""
         done = runcvm("install", bundle)
         assert done.returncode == 0, done.stderr
 

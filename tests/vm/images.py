@@ -68,7 +68,7 @@ def images(parts_folder: Path) -> Path:
 
 
 def kubectl() -> Path:
-    """Return kubectl. Raises fetch.CannotRun where it is not to be had."""
+    """Return kubectl. Raises fetch.CannotRun if it is not available."""
     name = "kubectl"
     return cached(name, [], fetch.KUBECTL_SHA256, lambda folder: fetch.fetch_kubectl(folder / name)) / name
 

@@ -1,0 +1,147 @@
+"""What a user of kubectl waits for: `kubectl cp` and `kubectl exec` into a guest, by each way, and with no guest.
+
+The real kubectl speaks to the API server of the tests, which runs RunCVM's scripts as a CRI would; the guest is this
+machine, behind the emulator. A way into it is a class of tests/support/ways.py, or one here that only figures need.
+`floor` is the reference: the API server runs the same command itself. The time is from kubectl's start to its end.
+"""
+
+import filecmp
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+from .measures import MIB, Measure
+from .peers import HERE, Peer, socat_version
+from .rig import PeerError, Sample
+
+sys.path.insert(0, str(HERE.parents[1] / "tests"))
+sys.path.insert(0, str(HERE.parents[1] / "tests" / "vm"))
+
+import fetch
+import images
+
+from support.apiserver import NAME
+from support.bundles import put
+from support.kubectl import Pod, inside, pod, processes_about
+from support.ssh import find
+from support.ways import WAYS, Dropbear, Way
+
+SLOWEST = 400.0  # seconds; more is a fault
+
+
+class Socats(Dropbear):
+    """RunCVM's script as it was: dbclient to a TCP port on which a socat starts the transport, which is three more.
+
+    The first socat stays when the exec has ended. Its streams are /dev/null here, else the exec would wait for them.
+    Some runs fail, since the script waits 0.1 s for that socat to listen; they are repeated, and not counted.
+    """
+
+    name, title = "socats", "dbclient through socats (RunCVM at first)"
+
+    def missing(self) -> str:
+        """Return what this machine lacks."""
+        return super().missing() or ("" if find("socat") else "socat is not installed")
+
+    def prepare(self, bundle: Path) -> None:
+        """Leave the bundle as it is, with the transport that it had; give it a tar, which else `install` does."""
+        shutil.copy(find("socat") or "", bundle / "usr/bin/socat")
+        script = bundle / "scripts/runcvm-ctr-exec"
+        put(script, script.read_text().replace('22" &\n', '22" >/dev/null 2>&1 &\n'), 0o755)
+        put(bundle / "scripts/runcvm-vsock-connect", (HERE / "pipeline.sh").read_text(), 0o755)
+        (bundle / "bin/tar").symlink_to("busybox")
+
+
+def dbclient_version() -> str:
+    """dbclient's line about its version, which it writes to stderr."""
+    return subprocess.run(["dbclient", "-V"], capture_output=True, text=True, timeout=10, check=False).stderr.strip()
+
+
+ALL: dict[str, Way] = {way.name: way for way in (*WAYS, Socats())}
+VERSIONS = {"floor": lambda: f"kubectl {fetch.KUBECTL_VERSION}", "socats": socat_version}
+PEERS = [
+    Peer(name, way.title, "kubectl", list[str], way.missing, VERSIONS.get(name, dbclient_version))
+    for name, way in ALL.items()
+]
+# By socats a copy from the guest is slow: dropbear's window of 24 KiB waits for TCP's delayed acknowledgements.
+MEASURES = (
+    Measure("cp-up", "kubectl cp into the guest, 100 MiB", "kubectl", "up", size=100 * MIB, rounds=(5, 0)),
+    Measure("cp-down", "kubectl cp from the guest, 100 MiB", "kubectl", "down", size=100 * MIB, rounds=(3, 0)),
+    Measure("cp-up-4M", "kubectl cp into the guest, 4 MiB", "kubectl", "up", size=4 * MIB, rounds=(15, 5)),
+    Measure("cp-down-4M", "kubectl cp from the guest, 4 MiB", "kubectl", "down", size=4 * MIB, rounds=(9, 3)),
+    Measure("exec", "kubectl exec of true", "kubectl", "exec", size=1, rounds=(31, 7)),
+)
+
+
+class Stage:
+    """The ways with an API server each, set up when they are first taken, below `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._stack = ExitStack()
+        self._pods: dict[str, Pod] = {}
+        try:
+            self._program = images.kubectl()
+        except (fetch.CannotRun, fetch.Failed) as error:
+            raise PeerError(f"kubectl is not available: {error}") from None
+
+    def __enter__(self) -> "Stage":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def take(self, measure: Measure, peer: Peer, check: bool) -> Sample:
+        """Run kubectl once, by the way of that peer. With `check` the copy is compared. Raises `PeerError`."""
+        found = self._pod(ALL[peer.name])
+        source, target = self._folder / f"source-{measure.size}", self._folder / "target"
+        if not source.exists():
+            source.write_bytes(os.urandom(measure.size))
+        words: dict[str, list[str | Path]] = {
+            "up": ["cp", source, inside(target)],
+            "down": ["cp", inside(source), target],
+            "exec": ["exec", NAME, "--", "true"],
+        }
+        try:
+            seconds = _time(found.kubectl(*words[measure.way]), tries=5 if isinstance(found.way, Socats) else 1)
+            if check and measure.way != "exec" and not filecmp.cmp(source, target, shallow=False):
+                raise PeerError("changed the bytes on their way")
+        finally:
+            _end_what_is_left(found)
+            target.unlink(missing_ok=True)
+        return Sample(seconds)
+
+    def _pod(self, way: Way) -> Pod:
+        if way.name not in self._pods:
+            folder = self._folder / way.name
+            folder.mkdir()
+            reached = self._stack.enter_context(way.ready(folder))
+            self._pods[way.name] = self._stack.enter_context(pod(way, reached, self._program, folder))
+        return self._pods[way.name]
+
+
+def _time(command: list[str], tries: int) -> float:
+    """The seconds that the command takes, the first time that it succeeds."""
+    for _ in range(tries):
+        began = time.monotonic()
+        try:
+            done = subprocess.run(
+                command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=SLOWEST, check=False
+            )
+        except subprocess.TimeoutExpired:
+            raise PeerError(f"did not finish within {SLOWEST:.0f} s") from None
+        seconds = time.monotonic() - began
+        if done.returncode == 0:
+            return seconds
+    raise PeerError(f"ended with {done.returncode} after {seconds:.1f} s: {done.stdout}{done.stderr}")
+
+
+def _end_what_is_left(of: Pod) -> None:
+    """End what an exec has left behind: RunCVM's first script leaves a socat that listens."""
+    for process in processes_about(of.exec.root) - of.idle:
+        with suppress(ProcessLookupError):
+            os.kill(int(process.split()[0]), signal.SIGTERM)
