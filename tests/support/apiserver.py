@@ -37,6 +37,7 @@ from websockets.typing import Subprotocol
 STDIN, STDOUT, STDERR, STATUS, RESIZE, CLOSE = 0, 1, 2, 3, 4, 255  # channels
 PROTOCOL = Subprotocol("v5.channel.k8s.io")
 PIECE = 1 << 15  # bytes of output in a message, as kubelet's
+CWD = "/"  # where RunCVM's runtime has its exec script start; the command's own folder is among the WORDs
 NAME = "pod"
 POD = f"/api/v1/namespaces/default/pods/{NAME}"
 DOCUMENTS: dict[str, dict[str, Any]] = {
@@ -88,7 +89,13 @@ class Process:
     def _with_terminal(self, words: list[str]) -> None:
         master, slave = pty.openpty()
         self.popen = subprocess.Popen(
-            words, stdin=slave, stdout=slave, stderr=slave, start_new_session=True, preexec_fn=take_terminal
+            words,
+            cwd=CWD,
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            start_new_session=True,
+            preexec_fn=take_terminal,
         )
         os.close(slave)
         self.outputs: dict[int, IO[bytes]] = {STDOUT: io.FileIO(master, "r")}
@@ -97,7 +104,7 @@ class Process:
     def _with_pipes(self, words: list[str], stdin: bool) -> None:
         pipe = subprocess.PIPE
         inlet = pipe if stdin else subprocess.DEVNULL
-        self.popen = subprocess.Popen(words, stdin=inlet, stdout=pipe, stderr=pipe, bufsize=0)
+        self.popen = subprocess.Popen(words, cwd=CWD, stdin=inlet, stdout=pipe, stderr=pipe, bufsize=0)
         assert self.popen.stdout
         assert self.popen.stderr
         self.outputs = {STDOUT: self.popen.stdout, STDERR: self.popen.stderr}
