@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,9 @@ import fetch
 import images
 import pytest
 
-from support import HANG, ROOT, started
+from support import HANG, ROOT, started, write_all
 from support.apiserver import NAME
+from support.ssh import output, until_status
 from support.ways import Exec, Way
 
 
@@ -44,6 +46,21 @@ class Pod:
     def execute(self, *words: str, **options: Any) -> subprocess.CompletedProcess[bytes]:
         """`kubectl exec` of a command; with `input` among the options, with -i."""
         return self.run("exec", *(["-i"] if "input" in options else []), NAME, "--", *words, **options)
+
+    def echo(self, data: bytes, status: int) -> bytes | None:
+        """What comes back of `data` from an echo in the guest that ends with a status; None where that is another one.
+
+        The guest's shell ends when all has come back: dropbear may hang with output of one that ends earlier.
+        """
+        script = until_status(f"head -c {len(data)}; (exit {status})")
+        with (
+            ThreadPoolExecutor(1) as pool,
+            started(self.kubectl("exec", "-i", NAME, "--", "sh", "-c", script)) as child,
+        ):
+            pool.submit(write_all, child.stdin.fileno(), data)
+            echoed = output(child, status)
+            child.stdin.close()
+            return echoed if child.wait(HANG) == status else None
 
     def copy(self, source: str | Path, target: str | Path, *options: str) -> subprocess.CompletedProcess[bytes]:
         """`kubectl cp`, which must succeed."""
