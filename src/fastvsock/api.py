@@ -96,8 +96,8 @@ def relay(
     `rfd` (int) is read until its end and `wfd` (int) written; both, and `sock`, stay open, and their modes are as
     before when it returns. `linger` (seconds, 0 or more; default 0.5): how long nothing may move after the end of `rfd`
     before `sock` is half-closed, which makes Firecracker close it; 0 immediately, infinity never. If `rfd` gives
-    nothing at all, the default is never. `idle_timeout` (seconds, more than 0; None is no limit): how long nothing may move in
-    either direction, not even in the socket's queues, before the relay is given up. `engine` is ``auto``,
+    nothing at all, the default is never. `idle_timeout` (seconds, more than 0; None is no limit): how long nothing may
+    move in either direction, not even in the socket's queues, before the relay is given up. `engine` is ``auto``,
     ``splice`` or ``copy``; the default is FASTVSOCK_ENGINE's, or ``auto``.
 
     It also returns when nobody reads `wfd` any more; `RelayResult.ended` says which.

@@ -15,7 +15,7 @@ EXAMPLES: list[fastvsock.FastvsockError] = [
     fastvsock.EngineError("text"),
     fastvsock.BundleError("text"),
     fastvsock.CircleError("text"),
-    fastvsock.ChangedError("text"),
+    fastvsock.ChangedError("/opt/runcvm", "scripts/runcvm-ctr-exec"),
     fastvsock.BenchmarkError("text"),
     fastvsock.PortError("ssh"),
     fastvsock.DurationError("timeout", -1, "more than 0"),
