@@ -7,7 +7,7 @@ LINTERS := .github/lint.txt
 SOURCES := $(wildcard setup.py pyproject.toml src/fastvsock/engines/*.pyx $(LINTERS))
 
 .PHONY: help build demo test lint check format test-vm bench clean \
-	alpine check-wheels dist sdist validate-wheels wheels wheels-lock
+	alpine binaries check-wheels dist sdist validate-wheels wheels wheels-lock
 
 help:
 	@echo "make build    create the environment in $(VENV) and install the package and its tools there"
@@ -23,6 +23,7 @@ help:
 	@echo "make wheels           build the four wheels into wheels/"
 	@echo "make check-wheels     build them again and compare them with those in wheels/"
 	@echo "make validate-wheels  audit, run and measure each; VALIDATE=--quick, --native or '--only PLATFORM'"
+	@echo "make binaries         build the program as one static file for each machine, into dist/ (the first time, 5 minutes)"
 	@echo "make sdist            build the source distribution into dist/"
 	@echo "make dist             collect in dist/ what a release publishes"
 	@echo "make wheels-lock      pin the tools again, after a change to an .in file"
@@ -82,6 +83,9 @@ check-wheels:
 
 validate-wheels:
 	$(PYTHON) -m wheels.validate $(VALIDATE)
+
+binaries:
+	$(PYTHON) -m wheels.static.build
 
 sdist:
 	$(PYTHON) -m wheels.build --sdist --output dist

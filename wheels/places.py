@@ -160,6 +160,12 @@ class Apt:
             run(["dpkg-deb", "--extract", package, partial])
         partial.rename(folder)
 
+    def archives(self, package: str) -> list[Path]:
+        """Download the files of a source package, NAME or NAME=VERSION."""
+        downloads = self._folder / "downloads"
+        run(["apt-get", *self._options, "-qq", "source", "--download-only", package], cwd=downloads, timeout=600)
+        return sorted(downloads.glob(f"{package.partition('=')[0]}_*"))
+
     def source(self, package: str, folder: Path) -> None:
         """Download the original source of a package and unpack it into `folder`."""
         downloads = self._folder / "downloads"

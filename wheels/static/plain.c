@@ -1,0 +1,44 @@
+/* The program's start by the documented interface (PyConfig): the interpreter is initialised each time. */
+#include <Python.h>
+
+static void require(PyStatus status)
+{
+    if (PyStatus_Exception(status)) {
+        Py_ExitStatusException(status);
+    }
+}
+
+static void initialise(int argc, char **argv)
+{
+    PyPreConfig early;
+    PyPreConfig_InitIsolatedConfig(&early);
+    early.utf8_mode = 1; /* names of files are UTF-8 with surrogateescape, whatever the locale is */
+    early.configure_locale = 0;
+    early.coerce_c_locale = 0;
+    require(Py_PreInitialize(&early));
+
+    PyConfig config;
+    PyConfig_InitIsolatedConfig(&config);
+    config.site_import = 0;
+    config.pathconfig_warnings = 0;
+    config.write_bytecode = 0;
+    config.use_frozen_modules = 1;
+    config.module_search_paths_set = 1; /* empty: nothing is ever loaded from the disk */
+    config.parse_argv = 0;              /* all arguments are the program's, as `-c` here would not be Python's */
+    config.code_debug_ranges = 0;
+    config.install_signal_handlers = 1;
+    require(PyConfig_SetBytesArgv(&config, argc, argv));
+    require(Py_InitializeFromConfig(&config));
+    PyConfig_Clear(&config);
+}
+
+int main(int argc, char **argv)
+{
+    initialise(argc, argv);
+    PyObject *start = PyImport_ImportModule("_fastvsock_start");
+    PyObject *result = start ? PyObject_CallMethod(start, "main", NULL) : NULL;
+    if (result == NULL) {
+        PyErr_Print(); /* also ends the process where it is a SystemExit */
+    }
+    return result == NULL;
+}
