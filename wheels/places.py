@@ -80,7 +80,7 @@ def _debian(machine: str) -> Place:
     if not real.exists():
         say(f"unpacking Debian's CPython for {machine} (once)")
         Apt(DEBIAN_NAME[machine]).unpack(GLIBC_PACKAGES, folder)
-    wrapper = _wrapper(folder / "python", [_qemu(machine), "-L", str(folder), str(real)])
+    wrapper = _wrapper(folder / "python", [qemu(machine), "-L", str(folder), str(real)])
     return Place(_describe(wrapper, "glibc", "under qemu-user"), wrapper, machine, "glibc", True, False)
 
 
@@ -93,7 +93,7 @@ def _musl(machine: str) -> Place:
     foreign_machine = machine != os.uname().machine
     # musl's own loader runs the program, wherever it lies; under qemu it is found below the folder.
     loader = folder / "lib" / f"ld-musl-{machine}.so.1"
-    command = [_qemu(machine), "-L", str(folder), str(real)] if foreign_machine else [str(loader), str(real)]
+    command = [qemu(machine), "-L", str(folder), str(real)] if foreign_machine else [str(loader), str(real)]
     wrapper = _wrapper(folder / "python", command)
     how = "under qemu-user" if foreign_machine else "native"
     return Place(_describe(wrapper, "musl", how), wrapper, machine, "musl", foreign_machine, False)
@@ -112,18 +112,25 @@ def _wrapper(path: Path, command: list[str]) -> str:
     return str(path)
 
 
-def _qemu(machine: str) -> str:
+def qemu(machine: str) -> str:
     """qemu-user for a machine: the one on PATH, or Debian's static one, unpacked."""
-    for name in (f"qemu-{machine}-static", f"qemu-{machine}"):
-        path = shutil.which(name)
-        if path:
-            return path
-    folder = cache() / "qemu"
-    program = folder / "usr" / "bin" / f"qemu-{machine}-static"
-    if not program.exists():
-        say("unpacking qemu-user (once)")
-        Apt(DEBIAN_NAME[os.uname().machine]).unpack(("qemu-user-static",), folder)
-    return str(program)
+    found = qemu_here(machine)
+    if found:
+        return found
+    say("unpacking qemu-user (once)")
+    Apt(DEBIAN_NAME[os.uname().machine]).unpack(("qemu-user-static",), cache() / "qemu")
+    return str(_unpacked_qemu(machine))
+
+
+def qemu_here(machine: str) -> str | None:
+    """qemu-user for a machine where it need not be fetched."""
+    on_path = shutil.which(f"qemu-{machine}-static") or shutil.which(f"qemu-{machine}")
+    unpacked = _unpacked_qemu(machine)
+    return on_path or (str(unpacked) if unpacked.exists() else None)
+
+
+def _unpacked_qemu(machine: str) -> Path:
+    return cache() / "qemu" / "usr" / "bin" / f"qemu-{machine}-static"
 
 
 class Apt:

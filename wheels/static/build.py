@@ -19,6 +19,7 @@ from pathlib import Path
 from wheels.build import copy_source, digest
 from wheels.common import ROOT, Failed, cache, run, say, sha256, version
 from wheels.static.cpython import HERE, MODULES, NATIVE, Zig, library
+from wheels.static.notice import notice
 
 MACHINES = ("x86_64", "aarch64")
 SOURCES = ("plain.c", "paths.c")  # beside what freeze.py writes
@@ -58,7 +59,7 @@ def main(arguments: list[str]) -> int:
 
 
 def build(machines: Sequence[str], output: Path) -> list[Path]:
-    """Build the binaries for `machines` into `output`, and return their paths. Raises `Failed`."""
+    """Build the binaries for `machines` into `output`, with their NOTICE, and return their paths. Raises `Failed`."""
     output.mkdir(parents=True, exist_ok=True)
     built = []
     before = digest()
@@ -68,6 +69,7 @@ def build(machines: Sequence[str], output: Path) -> list[Path]:
             if digest() != before:
                 raise Failed("the source changed while the binary was built: build again")
             built.append(Path(shutil.move(program.path, output / name(machine))))
+    (output / "NOTICE").write_text(notice(version(), library(NATIVE), Zig(NATIVE)))
     return built
 
 
@@ -89,15 +91,8 @@ def link(machine: str, folder: Path, start: Path = HERE / "start.py") -> Program
     objects = [zig.compile(made / path, *flags, *INTERNAL) for path in (*SOURCES, "frozen.c", "builtin.c")]
     objects += [zig.compile(path, *flags, *CYTHON) for path in _extensions(source, made, zig)]
     program = made / "program"
-    words: list[str | Path] = [
-        *zig.compiler,
-        *LINK,
-        "-o",
-        program.name,
-        *(path.name for path in objects),
-        python.archive,
-    ]
-    run(words, env=zig.env, cwd=made, timeout=600)
+    inputs = [*(path.name for path in objects), str(python.archive)]
+    run([*zig.compiler, *LINK, "-o", program.name, *inputs], env=zig.env, cwd=made, timeout=600)
     return Program(program, facts["frozen"], facts["builtin"])
 
 

@@ -1,7 +1,7 @@
 """CPython as a static library for musl: Debian's source with Debian's patches, compiled by zig, once for each machine.
 
 The result is kept in the cache, in a folder named after all that decides what it is (cpython.txt, Setup.local, the
-pinned tools and the constants here). The library of this machine also gives an interpreter, which compiles the modules
+pinned tools and this file). The library of this machine also gives an interpreter, which compiles the modules
 that are frozen into the programs: bytecode is then that of the very CPython that will run it.
 """
 
@@ -106,6 +106,8 @@ class Zig:
         tools = environment("build", host_interpreter().executable)
         self.machine = machine
         self.cython = tools.with_name("cython")
+        (packages,) = tools.parent.parent.glob("lib/python*/site-packages")
+        self.library = packages / "ziglang" / "lib"  # the sources of its C library, with their licences
         self._zig = [str(tools), "-m", "ziglang"]
         self.compiler = [*self._zig, "cc", "-target", f"{machine}-linux-musl", "-static"]
         self.env = {
@@ -190,8 +192,8 @@ def _fetch(wanted: Pins) -> list[Path]:
 
 def _folder(machine: str) -> Path:
     """Where the cache has a library: named after one SHA-256 of all that decides what it is."""
-    total = hashlib.sha256(repr((EPOCH, FLAGS, ANSWERS, CONFIGURE)).encode())
-    for path in (PINS, MODULES, WHEELS / "build.txt"):
+    total = hashlib.sha256(str(EPOCH).encode())
+    for path in (PINS, MODULES, WHEELS / "build.txt", Path(__file__)):
         total.update(path.read_bytes())
     return cache() / "static" / f"cpython-{machine}-{total.hexdigest()[:16]}"
 
@@ -226,7 +228,8 @@ def _keep(source: Path, folder: Path, machine: str, minor: str) -> None:
     shutil.copy(source / f"libpython{minor}.a", folder / "lib")
     shutil.copytree(source / "Include", folder / "include")
     shutil.copy(source / "pyconfig.h", folder / "include")
-    shutil.copy(source / "LICENSE", folder)
+    for text in ("LICENSE", "Doc/license.rst"):
+        shutil.copy(source / text, folder)
     if machine == NATIVE:
         (folder / "bin").mkdir()
         shutil.copy(source / "python", folder / "bin")
