@@ -37,6 +37,7 @@ from wheels.common import (
     sha256,
     shipped,
     version,
+    write_sums,
 )
 
 HOST = "3.11"  # the floor of the Limited API, and so the headers that serve
@@ -124,7 +125,7 @@ def build(targets: list[Target], output: Path, work: Path | None = None) -> list
         for old in output.glob("fastvsock-*.whl"):
             old.unlink()
         wheels = sorted(Path(shutil.move(wheel, output / wheel.name)) for wheel in wheels)
-    (output / "SHA256SUMS").write_text("".join(f"{sha256(wheel)}  {wheel.name}\n" for wheel in wheels))
+    write_sums(output)
     record = _record(host, tools, wheels)
     (output / "BUILD.json").write_text(json.dumps(record, indent=2) + "\n")
     return wheels

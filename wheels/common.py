@@ -126,6 +126,12 @@ def shipped() -> dict[str, str]:
     return {name: digest for digest, name in (line.split() for line in lines)}
 
 
+def write_sums(folder: Path) -> None:
+    """Write SHA256SUMS about all wheels in a folder."""
+    wheels = sorted(folder.glob("*.whl"))
+    (folder / "SHA256SUMS").write_text("".join(f"{sha256(wheel)}  {wheel.name}\n" for wheel in wheels))
+
+
 def environment(name: str, python: str) -> Path:
     """The Python of a virtual environment with exactly what `NAME.txt` beside this file pins."""
     pins = HERE / f"{name}.txt"

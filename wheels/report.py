@@ -88,7 +88,8 @@ def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
 
 
 def _short(wheel: Wheel) -> str:
-    return str(wheel["name"]).removesuffix(".whl").partition("abi3-")[2]
+    name = str(wheel["name"]).removesuffix(".whl")
+    return name.partition("abi3-")[2] or f"static, {name.rpartition('_1_2_')[2]}"
 
 
 def _verdict(wheel: Wheel) -> str:

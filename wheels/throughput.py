@@ -13,14 +13,13 @@ import argparse
 import os
 import socket
 import time
-from collections.abc import Callable
 
 import pyperf  # type: ignore[import-untyped]
 
 from fastvsock import relay
+from wheels.feeding import child, drain, feed, hold, wait
 
 GIB = 1 << 30
-PIECE = 1 << 20  # bytes a read or write of the children
 WAYS = ("up", "down")
 ENGINES = ("splice", "copy")
 
@@ -52,8 +51,8 @@ def up(engine: str, size: int) -> float:
     """A pipe full of bytes goes to a guest that reads them all, and closes."""
     near, guest = socket.socketpair()
     rfd, into = os.pipe()
-    drain = _child(lambda: _drain(guest.fileno(), size), near.fileno(), rfd, into)
-    feed = _child(lambda: _feed(into, size), near.fileno(), guest.fileno(), rfd)
+    reader = child(lambda: drain(guest.fileno(), size), near.fileno(), rfd, into)
+    writer = child(lambda: feed(into, size), near.fileno(), guest.fileno(), rfd)
     guest.close()
     os.close(into)
     with near, open(os.devnull, "wb") as nowhere:
@@ -61,8 +60,8 @@ def up(engine: str, size: int) -> float:
         result = relay(near, rfd, nowhere.fileno(), engine=engine, linger=float("inf"))
         spent = time.process_time() - before
     os.close(rfd)
-    _wait(feed, drain)
-    _hold((result.sent, result.up), (size, engine))
+    wait(writer, reader)
+    hold((result.sent, result.up), (size, engine))
     return spent
 
 
@@ -71,8 +70,8 @@ def down(engine: str, size: int) -> float:
     near, guest = socket.socketpair()
     rfd, into = os.pipe()
     out, wfd = os.pipe()
-    feed = _child(lambda: _feed(guest.fileno(), size), near.fileno(), rfd, into, out, wfd)
-    drain = _child(lambda: _drain(out, size), near.fileno(), guest.fileno(), rfd, into, wfd)
+    writer = child(lambda: feed(guest.fileno(), size), near.fileno(), rfd, into, out, wfd)
+    reader = child(lambda: drain(out, size), near.fileno(), guest.fileno(), rfd, into, wfd)
     guest.close()
     os.close(out)
     with near:
@@ -81,49 +80,9 @@ def down(engine: str, size: int) -> float:
         spent = time.process_time() - before
     for fd in (rfd, into, wfd):
         os.close(fd)
-    _wait(feed, drain)
-    _hold((result.received, result.down), (size, engine))
+    wait(writer, reader)
+    hold((result.received, result.down), (size, engine))
     return spent
-
-
-def _child(work: Callable[[], None], *foreign: int) -> int:
-    """A process that does `work`, without the descriptors `foreign`; its number."""
-    number = os.fork()
-    if number:
-        return number
-    status = 1
-    try:
-        for fd in foreign:
-            os.close(fd)
-        work()
-        status = 0
-    finally:
-        os._exit(status)
-
-
-def _feed(fd: int, size: int) -> None:
-    piece = memoryview(bytes(PIECE))
-    while size:
-        size -= os.write(fd, piece[: min(size, PIECE)])
-
-
-def _drain(fd: int, size: int) -> None:
-    buffer = bytearray(PIECE)
-    while size:
-        got = os.readv(fd, [buffer])
-        if not got:
-            os._exit(1)
-        size -= got
-
-
-def _wait(*children: int) -> None:
-    for child in children:
-        _hold(os.waitpid(child, 0)[1], 0)
-
-
-def _hold(got: object, wanted: object) -> None:
-    if got != wanted:
-        raise RuntimeError(f"the relay did {got!r}, and not {wanted!r}")
 
 
 if __name__ == "__main__":

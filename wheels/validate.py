@@ -16,13 +16,11 @@ import os
 import platform
 import re
 import shutil
-import statistics
 import sys
 import tempfile
 import time
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +29,11 @@ from wheels.build import TARGETS, Target, digest, sources
 from wheels.common import HERE, PYTHON, ROOT, Failed, cache, environment, run, say, sha256, version
 from wheels.places import Place
 from wheels.report import markdown
+from wheels.static import validate as binaries
+from wheels.static.build import MACHINES
+from wheels.static.package import platforms, wheel_name
+from wheels.verdict import FULL, LIMIT, QUICK, Pace, compare, failed, medians, reasons, text
 
-LIMIT = 0.8  # CPU time of splice over that of copy: not above this, either way
 TESTS = (
     "tests/core/test_engines.py",
     "tests/core/test_handshake.py",
@@ -40,19 +41,8 @@ TESTS = (
     "tests/connect/test_behaviour.py",
 )
 CONSOLE_SCRIPT = "fastvsock = fastvsock.cli:main"
+STATIC = {".".join(platforms(machine)): machine for machine in MACHINES}  # a wheel's platform tag, and its machine
 LARGEST = 200_000  # bytes of the extension; a build that lost -O3 has four times as many
-
-
-@dataclass(frozen=True)
-class Pace:
-    """How long to measure: rounds, and MiB a transfer, native and emulated."""
-
-    rounds: int
-    native: int
-    emulated: int
-
-
-FULL, QUICK = Pace(5, 256, 32), Pace(3, 128, 16)
 
 
 def main(arguments: list[str]) -> int:
@@ -62,19 +52,21 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--report", type=Path, help="the folder for the report (default: wheels/ if the run is full)")
     parser.add_argument("--quick", action="store_true", help="short measures, one test file, the oldest CPython only")
     parser.add_argument("--native", action="store_true", help="only the wheels for this machine's own interpreters")
-    parser.add_argument("--only", action="append", choices=[target.platform for target in TARGETS])
+    parser.add_argument("--only", action="append", choices=[*(target.platform for target in TARGETS), *STATIC])
     options = parser.parse_args(arguments)
     native = places.native()
     kinds = {(place.machine, place.libc) for place in native}
     targets = [target for target in TARGETS if not options.only or target.platform in options.only]
+    static = [machine for platform, machine in STATIC.items() if not options.only or platform in options.only]
     if options.native:
         targets = [target for target in targets if (target.machine, target.libc) in kinds]
+        static = [machine for machine in static if machine == os.uname().machine]
     try:
-        report = validate(options.wheels, targets, native, options.quick)
+        report = validate(options.wheels, targets, static, native, options.quick)
     except Failed as error:
         say(f"wheels: {error}")
         return 1
-    full = targets == list(TARGETS) and not options.quick
+    full = (targets, static) == (list(TARGETS), list(MACHINES)) and not options.quick
     folder = options.report or (HERE if full else None)
     if folder:
         folder.mkdir(parents=True, exist_ok=True)
@@ -84,17 +76,22 @@ def main(arguments: list[str]) -> int:
     return 0 if all(not wheel["reasons"] for wheel in report["wheels"]) else 1
 
 
-def validate(folder: Path, targets: list[Target], native: list[Place], quick: bool) -> dict[str, Any]:
-    """Validate the wheels of `targets` in `folder`. Raises `Failed` where one is not there or tools are missing."""
-    if not targets:
+def validate(
+    folder: Path, targets: list[Target], static: list[str], native: list[Place], quick: bool
+) -> dict[str, Any]:
+    """Validate the wheels of `targets`, and those with the binaries for the machines `static`, in `folder`.
+
+    Raises `Failed` where one is not there or tools are missing.
+    """
+    if not targets and not static:
         raise Failed("no wheel is for this machine's interpreters")
     started = time.monotonic()
-    wheels = []
-    for target in targets:
-        name = f"fastvsock-{version()}-cp311-abi3-{target.platform}.whl"
-        if not (folder / name).exists():
-            raise Failed(f"{name} is not in {folder}: make wheels")
-        wheels.append(_validate_one(folder / name, target, native, quick))
+    names = {f"fastvsock-{version()}-cp311-abi3-{target.platform}.whl": target for target in targets}
+    missing = [name for name in (*names, *map(wheel_name, static)) if not (folder / name).exists()]
+    if missing:
+        raise Failed(f"not in {folder} (make wheels binaries): {', '.join(missing)}")
+    wheels = [_validate_one(folder / name, target, native, quick) for name, target in names.items()]
+    wheels += [binaries.validate_one(folder / wheel_name(machine), machine, quick) for machine in static]
     return {
         "version": version(),
         "source": digest(),
@@ -123,7 +120,7 @@ def _validate_one(wheel: Path, target: Target, native: list[Place], quick: bool)
             say(f"  {place.name}")
             runs.append(_run_in(wheel, target, place, quick))
     except Failed as error:
-        audits["a place to run it"] = _failed(error)
+        audits["a place to run it"] = failed(error)
     return {
         "name": wheel.name,
         "sha256": sha256(wheel),
@@ -132,22 +129,6 @@ def _validate_one(wheel: Path, target: Target, native: list[Place], quick: bool)
         "runs": runs,
         "reasons": reasons(audits, runs),
     }
-
-
-def reasons(audits: dict[str, str], runs: list[dict[str, Any]]) -> list[str]:
-    """Why a wheel is rejected; an empty list where it is not."""
-    found = [f"{name}: {outcome}" for name, outcome in audits.items() if outcome.startswith("FAILED")]
-    if not runs:
-        found.append("it ran nowhere")
-    for one in runs:
-        found += [f"{one['place']}: {name}: {one[name]}" for name in ("core", "pytest") if "FAILED" in one[name]]
-        if "failure" in one:
-            found.append(f"{one['place']}: {one['failure']}")
-            continue
-        for way, measure in one["ratios"].items():
-            if measure["ratio"] > LIMIT:
-                found.append(f"{one['place']}: {way}, splice takes {measure['ratio']:.2f} of copy's CPU time")
-    return found
 
 
 # What is seen from outside
@@ -163,7 +144,7 @@ def _tools() -> Path:
 
 
 def _outcome(audit: Callable[[Path, Target], str], wheel: Path, target: Target) -> str:
-    return _text(lambda: audit(wheel, target))
+    return text(lambda: audit(wheel, target))
 
 
 def _auditwheel(wheel: Path, target: Target) -> str:
@@ -308,6 +289,8 @@ class Room:
     def measure(self, pace: Pace) -> dict[str, Any]:
         """CPU seconds a GiB of each engine and way, and the ratios within each round."""
         script = shutil.copy(HERE / "throughput.py", self.folder)
+        (self.folder / "wheels").mkdir(exist_ok=True)
+        shutil.copy(HERE / "feeding.py", self.folder / "wheels")
         mebibytes = pace.emulated if self.place.emulated else pace.native
         words = [self.python, script, "--quiet", f"--python={self.python}", "--inherit-environ=PYTHONPATH"]
         rounds = []
@@ -315,8 +298,8 @@ class Room:
             result = self.folder / f"round-{number}.json"
             order = ["--reverse"] if number % 2 else []
             run([*words, *order, f"--mebibytes={mebibytes}", "-o", result], env=self.env, cwd=self.folder, timeout=900)
-            rounds.append(_medians(result))
-        return {way: _compare(rounds, way) for way in ("up", "down")}
+            rounds.append(medians(result))
+        return {way: compare(rounds, way) for way in ("up", "down")}
 
 
 def _run_in(wheel: Path, target: Target, place: Place, quick: bool) -> dict[str, Any]:
@@ -326,44 +309,13 @@ def _run_in(wheel: Path, target: Target, place: Place, quick: bool) -> dict[str,
         try:
             room = Room(wheel, target, place, Path(folder))
             room.commands()
-            outcome["core"] = _text(room.core)
+            outcome["core"] = text(room.core)
             room.add_tools()
-            outcome["pytest"] = _text(lambda: room.pytest(quick))
+            outcome["pytest"] = text(lambda: room.pytest(quick))
             outcome["ratios"] = room.measure(QUICK if quick else FULL)
         except Failed as error:
-            outcome["failure"] = _failed(error)
+            outcome["failure"] = failed(error)
     return outcome
-
-
-def _text(step: Callable[[], str]) -> str:
-    try:
-        return step()
-    except Failed as error:
-        return _failed(error)
-
-
-def _failed(error: Failed) -> str:
-    """What a report says of a failure, without the paths of the machine that it happened on."""
-    return f"FAILED: {error}".replace(str(cache()), "CACHE").replace(str(ROOT), "ROOT")
-
-
-def _medians(result: Path) -> dict[str, float]:
-    """The median of each benchmark in a file of pyperf's."""
-    return {
-        one["metadata"]["name"]: statistics.median(value for part in one["runs"] for value in part.get("values", ()))
-        for one in json.loads(result.read_text())["benchmarks"]
-    }
-
-
-def _compare(rounds: list[dict[str, float]], way: str) -> dict[str, float]:
-    ratios = [one[f"{way}, splice"] / one[f"{way}, copy"] for one in rounds]
-    return {
-        "ratio": round(statistics.median(ratios), 3),
-        "least": round(min(ratios), 3),
-        "most": round(max(ratios), 3),
-        "splice": round(statistics.median(one[f"{way}, splice"] for one in rounds), 4),
-        "copy": round(statistics.median(one[f"{way}, copy"] for one in rounds), 4),
-    }
 
 
 def _processor() -> str:

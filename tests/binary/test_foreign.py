@@ -1,4 +1,4 @@
-"""The binary for the other machine, under qemu-user: system calls are the real kernel's, the code around is emulated."""
+"""The binary for the other machine, under qemu-user: the system calls are real, only the code around is emulated."""
 
 import subprocess
 import sys

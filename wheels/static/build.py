@@ -17,9 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wheels.build import copy_source, digest
-from wheels.common import ROOT, Failed, cache, run, say, sha256, version
+from wheels.common import HERE as WHEELS
+from wheels.common import ROOT, Failed, cache, run, say, sha256, version, write_sums
 from wheels.static.cpython import HERE, MODULES, NATIVE, Zig, library
 from wheels.static.notice import notice
+from wheels.static.package import NAME, pack
 
 MACHINES = ("x86_64", "aarch64")
 SOURCES = ("plain.c", "paths.c")  # beside what freeze.py writes
@@ -47,10 +49,11 @@ def main(arguments: list[str]) -> int:
     """Build what the command line says into the output folder; 1 if it fails."""
     parser = argparse.ArgumentParser(prog="python -m wheels.static.build", description=__doc__.partition("\n")[0])
     parser.add_argument("--output", type=Path, default=ROOT / "dist", help="the folder for them (default: dist/)")
+    parser.add_argument("--wheels", type=Path, default=WHEELS, help="the folder for their wheels (default: wheels/)")
     parser.add_argument("--only", action="append", choices=MACHINES, help="the machine to build for (default: all)")
     options = parser.parse_args(arguments)
     try:
-        for path in build(options.only or MACHINES, options.output):
+        for path in build(options.only or MACHINES, options.output, options.wheels):
             print(f"{sha256(path)}  {path.name}  {path.stat().st_size} bytes")
     except Failed as error:
         say(f"binaries: {error}")
@@ -58,18 +61,28 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def build(machines: Sequence[str], output: Path) -> list[Path]:
-    """Build the binaries for `machines` into `output`, with their NOTICE, and return their paths. Raises `Failed`."""
+def build(machines: Sequence[str], output: Path, wheels: Path) -> list[Path]:
+    """Build the binaries for `machines`, with their NOTICE, into `output`, and a wheel of each into `wheels`.
+
+    Returns the paths of all but NOTICE. Raises `Failed`.
+    """
     output.mkdir(parents=True, exist_ok=True)
-    built = []
+    wheels.mkdir(parents=True, exist_ok=True)
     before = digest()
+    text = notice(version(), library(NATIVE), Zig(NATIVE))
+    (output / "NOTICE").write_text(text)
+    built = []
     for machine in machines:
+        say(f"building the binary for {machine}")
         with tempfile.TemporaryDirectory(prefix=f"static-{machine}-", dir=cache()) as folder:
             program = link(machine, Path(folder))
             if digest() != before:
                 raise Failed("the source changed while the binary was built: build again")
             built.append(Path(shutil.move(program.path, output / name(machine))))
-    (output / "NOTICE").write_text(notice(version(), library(NATIVE), Zig(NATIVE)))
+        for old in wheels.glob(f"{NAME}-*_{machine}.whl"):
+            old.unlink()
+        built.append(pack(built[-1], machine, text, wheels))
+    write_sums(wheels)
     return built
 
 

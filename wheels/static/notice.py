@@ -10,10 +10,10 @@ The file contains, linked together:
 
 1. fastvsock, under the Apache License 2.0, and code that Cython generated from it, with utility code of Cython's under
    the same licence.
-2. CPython of Debian's source package {package}, under the PSF License Agreement and, for parts of it,
-   the licences of "Licenses and Acknowledgements for Incorporated Software" below. Changed against CPython: Debian's
-   patches are applied; the interpreter looks for no library on the disk (Modules/getpath.c); the codec `idna` is another;
-   modules that fastvsock does not use are left out.
+2. CPython of Debian's source package {package}, under the PSF License Agreement and, for
+   parts of it, the licences of "Licenses and Acknowledgements for Incorporated Software" below. Changed against
+   CPython: Debian's patches are applied; the interpreter looks for no library on the disk (Modules/getpath.c); the
+   codec `idna` is another; modules that fastvsock does not use are left out.
 3. musl, the C library, as Zig ships it, under the MIT license.
 4. Parts of Zig's own run-time library (compiler_rt and parts of its C library), under the MIT license.
 
