@@ -8,15 +8,24 @@ from pathlib import Path
 import pytest
 
 from support import HANG
+from wheels import places
 from wheels.static import build, cpython
 
-# Behind the binary's own start, this takes the place of its main().
+# Behind the binary's own start, these take the place of its functions, and run the code in the first argument.
 PROBE = """
 
 def main() -> None:
-    sys.meta_path.append(ExtensionFinder)
     exec(sys.argv[1], {})
     sys.stdout.flush()
+
+
+def resume(arguments, environment):
+    import os
+    sys.argv[:] = arguments
+    os.environ._data.update(environment)
+    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
+    main()
+    os._exit(0)
 """
 
 
@@ -29,10 +38,18 @@ def machine() -> str:
     return machine
 
 
+@pytest.fixture(scope="session", params=build.KINDS)
+def kind(request: pytest.FixtureRequest, machine: str) -> str:
+    """Each way to start in turn."""
+    if request.param == "image" and not places.qemu_here(machine):
+        pytest.skip("qemu-user, under which an image is made, is not here (make binaries)")
+    return str(request.param)
+
+
 @pytest.fixture(scope="session")
-def program(machine: str, tmp_path_factory: pytest.TempPathFactory) -> build.Program:
+def program(machine: str, kind: str, tmp_path_factory: pytest.TempPathFactory) -> build.Program:
     """The binary of this source, with the names of the modules in it."""
-    return build.link(machine, tmp_path_factory.mktemp("binary"))
+    return build.link(machine, tmp_path_factory.mktemp(kind), kind=kind)
 
 
 @pytest.fixture(scope="session")
@@ -52,14 +69,22 @@ def connect(fastvsock: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def inside(machine: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
-    """Run Python code inside the binary's interpreter, and return what it prints."""
+def probe(machine: str, kind: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A program of the same parts as the binary, which runs the Python code in its first argument."""
     start = tmp_path_factory.mktemp("start") / "start.py"
     start.write_text((cpython.HERE / "start.py").read_text() + PROBE)
-    probe = build.link(machine, tmp_path_factory.mktemp("probe"), start).path
+    path = tmp_path_factory.mktemp("probe") / "runcvm-vsock-connect"
+    os.link(build.link(machine, tmp_path_factory.mktemp(f"probe-{kind}"), kind=kind, start=start).path, path)
+    return path
 
-    def run(code: str, **environment: str) -> str:
-        done = subprocess.run([probe, code], capture_output=True, text=True, timeout=HANG, check=False, env=environment)
+
+@pytest.fixture(scope="session")
+def inside(probe: Path) -> Callable[..., str]:
+    """Run Python code inside the binary's interpreter, and return what it prints."""
+
+    def run(code: str, *before: str, **environment: str) -> str:
+        words = [*before, str(probe), code]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=HANG, check=False, env=environment)
         assert done.returncode == 0, done.stderr
         return done.stdout
 

@@ -8,28 +8,55 @@ this machine gets in.
 
 import argparse
 import json
+import re
 import shlex
 import shutil
+import struct
 import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from wheels import places
 from wheels.build import copy_source, digest
 from wheels.common import HERE as WHEELS
 from wheels.common import ROOT, Failed, cache, run, say, sha256, version, write_sums
+from wheels.static import elf
 from wheels.static.cpython import HERE, MODULES, NATIVE, Zig, library
 from wheels.static.notice import notice
 from wheels.static.package import NAME, pack
 
 MACHINES = ("x86_64", "aarch64")
-SOURCES = ("plain.c", "paths.c")  # beside what freeze.py writes
+KINDS = ("plain", "image")  # how a program starts: README.md
+SOURCES = ("main.c", "plain.c", "paths.c")  # beside what freeze.py writes
 FLAGS = shlex.split(
     "-O2 -g0 -DNDEBUG -fwrapv -fno-strict-aliasing -fno-pie -ffunction-sections -fdata-sections "
     "-fno-sanitize=undefined -Wall -Werror -Wno-c23-extensions"
 )
-INTERNAL = ["-DPy_BUILD_CORE"]  # for the structures that Python keeps to itself
+INTERNAL = ["-DPy_BUILD_CORE", "-fno-builtin"]  # for the structures that Python keeps to itself
+ENTRY = ["-fno-stack-protector", "-fno-builtin"]  # it runs before libc has started
+LARGEST_POOL = 8 << 20  # bytes, for the first try
+PAGE = 4096
+SLACK = 1 << 16  # what another place in memory may change: some tables are hashed by address
+MARK = b"fastvsock: here will be its memory"  # in entry.c
+# What the start of an interpreter calls, and leaves nothing of in memory. A mapping would be missing in the image.
+CALLS = {
+    "arch_prctl",
+    "clock_gettime",
+    "close",
+    "dup",
+    "exit_group",
+    "fcntl",
+    "fstat",
+    "gettid",
+    "open",
+    "openat",
+    "rt_sigaction",
+    "rt_sigprocmask",
+    "set_tid_address",
+    "write",
+}
 CYTHON = ["-Wno-everything"]
 # musl takes the stack of each thread from this: its own default, 128 KiB, is little for the interpreter.
 STACK = 1 << 20  # bytes
@@ -91,22 +118,73 @@ def name(machine: str) -> str:
     return f"fastvsock-{version()}-linux-{machine}"
 
 
-def link(machine: str, folder: Path, start: Path = HERE / "start.py") -> Program:
+def link(machine: str, folder: Path, *, kind: str = KINDS[0], start: Path = HERE / "start.py") -> Program:
     """Build a program for a machine, which begins with the module `start`, inside `folder`. Raises `Failed`."""
     python, zig = library(machine), Zig(machine)
     copy_source(folder / "source")
     source, made = folder / "source" / "src", folder / "made"
     made.mkdir()  # fails where something was built before
     facts = json.loads(library(NATIVE).run(HERE / "freeze.py", source, MODULES, start, made))
-    for path in SOURCES:
-        shutil.copy(HERE / path, made)
+    for path in (*HERE.glob("*.c"), *HERE.glob("*.h")):
+        shutil.copy(path, made)
     flags = [*FLAGS, f"-I{python.headers}", f"-I{python.headers / 'internal'}"]
-    objects = [zig.compile(made / path, *flags, *INTERNAL) for path in (*SOURCES, "frozen.c", "builtin.c")]
+    own = [*flags, *INTERNAL, *(["-DIMAGE"] if kind == "image" else [])]
+    objects = [zig.compile(made / path, *own) for path in (*SOURCES, "frozen.c", "builtin.c")]
     objects += [zig.compile(path, *flags, *CYTHON) for path in _extensions(source, made, zig)]
     program = made / "program"
-    inputs = [*(path.name for path in objects), str(python.archive)]
-    run([*zig.compiler, *LINK, "-o", program.name, *inputs], env=zig.env, cwd=made, timeout=600)
+    if kind == "image":
+        objects.append(zig.compile(made / "image.c", *own))
+        make_image(zig, objects, python.archive, program)
+    else:
+        objects.append(zig.compile(made / "heap.c", *own))
+        _link(zig, objects, python.archive, program)
     return Program(program, facts["frozen"], facts["builtin"])
+
+
+def make_image(zig: Zig, objects: list[Path], archive: Path, program: Path) -> None:
+    """Link a program, let it write its memory once it has started, and make that its data. Raises `Failed`.
+
+    Done twice: the first time shows how much the linker puts into the writable segment, of which entry.c has a copy,
+    and how much memory the image takes.
+    """
+    made = program.parent
+    linked, pool = len(MARK) + 1, LARGEST_POOL
+    for _ in range(2):
+        sized = [
+            zig.compile(made / "entry.c", *FLAGS, *ENTRY, f"-DLINKED={linked}"),
+            zig.compile(made / "heap.c", *FLAGS, *INTERNAL, f"-DPOOL={pool}"),
+        ]
+        _link(zig, [*sized, *objects], archive, program, "-Wl,-e,fastvsock_entry")
+        linked = -(-elf.writable(program.read_bytes()).filled // 8) * 8
+        memory = _first_start(program, zig.machine)
+        (used,) = struct.unpack_from("<Q", memory)
+        pool = -(-used // PAGE) * PAGE + SLACK
+    bare = program.rename(program.with_name("bare"))
+    program.write_bytes(elf.with_memory(bare.read_bytes(), memory[8:], MARK))
+    program.chmod(0o755)
+
+
+def _first_start(program: Path, machine: str) -> bytes:
+    """What a program without an image writes: image_make() in image.c. It runs emulated, where each call is seen."""
+    memory, log = program.with_name("memory"), program.with_name("calls")
+    emulator = [places.qemu(machine), "-strace", "-D", str(log)]
+    run([*emulator, str(program), str(memory)], env={"TZ": "UTC0"}, cwd=program.parent, timeout=600)
+    check_calls(log.read_text())
+    return memory.read_bytes()
+
+
+def check_calls(log: str) -> None:
+    """Look at the system calls that made an image: none may leave anything behind in it. Raises `Failed`."""
+    calls = re.findall(r"^\d+ ([a-z0-9_]+)\(", log, re.MULTILINE)
+    others = sorted(set(calls) - CALLS)
+    opened = sum(call in ("open", "openat") for call in calls)
+    if others or opened != 1:
+        raise Failed(f"the image holds more than memory: {opened} files were opened, and it called {', '.join(others)}")
+
+
+def _link(zig: Zig, objects: list[Path], archive: Path, program: Path, *options: str) -> None:
+    inputs = [*(path.name for path in objects), str(archive)]
+    run([*zig.compiler, *LINK, *options, "-o", program.name, *inputs], env=zig.env, cwd=program.parent, timeout=600)
 
 
 def _extensions(source: Path, made: Path, zig: Zig) -> list[Path]:

@@ -1,6 +1,8 @@
 /* The program's start by the documented interface (PyConfig): the interpreter is initialised each time. */
 #include <Python.h>
 
+#include "start.h"
+
 static void require(PyStatus status)
 {
     if (PyStatus_Exception(status)) {
@@ -8,7 +10,7 @@ static void require(PyStatus status)
     }
 }
 
-static void initialise(int argc, char **argv)
+void interpreter_initialise(int argc, char **argv, int image)
 {
     PyPreConfig early;
     PyPreConfig_InitIsolatedConfig(&early);
@@ -26,15 +28,17 @@ static void initialise(int argc, char **argv)
     config.module_search_paths_set = 1; /* empty: nothing is ever loaded from the disk */
     config.parse_argv = 0;              /* all arguments are the program's, as `-c` here would not be Python's */
     config.code_debug_ranges = 0;
-    config.install_signal_handlers = 1;
+    config.install_signal_handlers = !image;
+    config.use_hash_seed = image; /* dictionaries keep their order in an image: with the seed 0 */
+    config.hash_seed = 0;
     require(PyConfig_SetBytesArgv(&config, argc, argv));
     require(Py_InitializeFromConfig(&config));
     PyConfig_Clear(&config);
 }
 
-int main(int argc, char **argv)
+int plain_start(int argc, char **argv)
 {
-    initialise(argc, argv);
+    interpreter_initialise(argc, argv, 0);
     PyObject *start = PyImport_ImportModule("_fastvsock_start");
     PyObject *result = start ? PyObject_CallMethod(start, "main", NULL) : NULL;
     if (result == NULL) {

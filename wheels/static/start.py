@@ -11,6 +11,7 @@ else:
     from _frozen_importlib import BuiltinImporter
 
 CONNECT = "runcvm-vsock-connect"
+IMAGE = ("fastvsock.entry", "fastvsock.engines._copy", "fastvsock.engines._splice")  # with all that these import
 
 
 class ExtensionFinder:
@@ -22,9 +23,35 @@ class ExtensionFinder:
         return BuiltinImporter.find_spec(name) if path is not None else None
 
 
+sys.meta_path.append(ExtensionFinder)
+
+
+def prepare() -> None:
+    """Import, while the image is made, what `runcvm-vsock-connect` needs. Nothing here may look at its process."""
+    import gc
+    import os
+
+    for name in IMAGE:
+        __import__(name)
+    sys.argv[:] = []
+    os.environ._data.clear()  # type: ignore[attr-defined]
+    gc.collect()
+    gc.freeze()  # else the first collection would write to every object, and so to every page of the image
+
+
+def resume(arguments: list[str], environment: dict[bytes, bytes]) -> None:
+    """Go on from the image as `runcvm-vsock-connect`. Does not return."""
+    import os
+
+    from fastvsock.entry import main
+
+    sys.argv[:] = arguments
+    os.environ._data.update(environment)  # type: ignore[attr-defined]
+    main()
+
+
 def main() -> None:
     """Become `runcvm-vsock-connect` or `fastvsock`. Does not return."""
-    sys.meta_path.append(ExtensionFinder)
     if "".join(sys.argv[:1]).rpartition("/")[2] == CONNECT:
         if _signal.getsignal(_signal.SIGINT) == _signal.default_int_handler:  # else it is ignored, and stays so
             _signal.signal(_signal.SIGINT, _signal.SIG_DFL)

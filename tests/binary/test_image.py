@@ -1,0 +1,233 @@
+"""The start from an image: nothing of the process that made it is left in it, and each new process has its own."""
+
+import ctypes
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from support import HANG
+from wheels.common import Failed
+from wheels.static import build, elf
+
+Inside = Callable[..., str]
+
+# What is imported before the image is made. Each module here was read: none looks at its process when it is imported,
+# but os and posix (the environment) and _signal, which image.c renews. A new name must be looked at before it is added.
+MODULES = """
+_abc _codecs _collections_abc _fastvsock_start _frozen_importlib _frozen_importlib_external _imp _io _signal _socket
+_stat _thread _warnings _weakref abc atexit builtins codecs encodings encodings.aliases encodings.utf_8 errno fastvsock
+fastvsock.engines fastvsock.engines._copy fastvsock.engines._splice fastvsock.entry fastvsock.errors fastvsock.handshake
+fastvsock.relaying fcntl gc genericpath io itertools marshal os os.path posix posixpath select stat sys termios time
+zipimport
+""".split()  # noqa: SIM905
+STATE = """
+import json, os, sys, signal, time, _thread
+print(json.dumps({
+    "argv": sys.argv[2:],
+    "environment": {name: value for name, value in os.environ.items()},
+    "ident": _thread.get_ident() == __import__("threading").main_thread().ident,
+    "native": _thread.get_native_id(),
+    "pid": os.getpid(),
+    "descriptors": sorted(os.listdir("/proc/self/fd")),
+    "ignored": [number for number in range(1, 32) if signal.getsignal(number) == signal.SIG_IGN],
+}))
+"""
+OTHERS = [signal.SIGKILL, signal.SIGSTOP]
+
+
+@pytest.fixture(scope="session", params=["image"])
+def kind(request: pytest.FixtureRequest) -> str:
+    """Only this kind, in place of each."""
+    return str(request.param)
+
+
+@pytest.fixture
+def state(inside: Inside) -> dict[str, object]:
+    """What a process that began from the image knows of itself."""
+    told: dict[str, object] = json.loads(inside(STATE, LANG="C", NAME="value"))
+    return told
+
+
+def limited(kind: int, size: int) -> Callable[[], None]:
+    """What sets a limit in a child."""
+    return lambda: resource.setrlimit(kind, (size, size))
+
+
+def test_the_modules_in_the_image_are_known(inside: Inside) -> None:
+    # A start by the ordinary way has these too: what it imports on the way is in sys.modules before the code runs.
+    assert sorted(inside("import sys; print(*sorted(sys.modules))").split()) == sorted(MODULES)
+
+
+def test_the_environment_is_the_new_process_own(state: dict[str, object]) -> None:
+    assert state["environment"] == {"LANG": "C", "NAME": "value"}
+
+
+def test_the_thread_and_the_process_are_the_new_ones(state: dict[str, object]) -> None:
+    assert state["ident"] is True
+    assert state["native"] == state["pid"]
+
+
+def test_no_descriptor_is_left(inside: Inside) -> None:
+    assert json.loads(inside(STATE))["descriptors"] == ["0", "1", "2", "3"]  # the last reads the folder
+
+
+def test_a_thread_can_be_started_and_joined(inside: Inside) -> None:
+    code = "import threading; t = threading.Thread(target=print, args=['there']); t.start(); t.join()"
+    assert inside(code) == "there\n"
+
+
+def test_the_time_zone_is_not_that_of_the_build(inside: Inside) -> None:
+    code = "import time; time.tzset(); print(time.localtime(0).tm_hour, time.tzname[0])"
+    assert inside(code, TZ="EAST-5") == "5 EAST\n"
+
+
+def test_signals_that_are_ignored_are_seen_and_no_others_are(probe: Path) -> None:
+    for numbers in ([], [signal.SIGHUP], [signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1]):
+        words = ["sh", "-c", f"trap '' {' '.join(map(str, map(int, numbers)))}; exec \"$@\"", "sh", str(probe), STATE]
+        words = words if numbers else words[4:]
+        done = subprocess.run(words, capture_output=True, timeout=HANG, check=True)
+        ignored = json.loads(done.stdout)["ignored"]
+        assert ignored == sorted({*numbers, signal.SIGPIPE, signal.SIGXFSZ})
+
+
+def test_random_numbers_are_not_the_same_in_each_process(inside: Inside) -> None:
+    code = "import os, random; print(os.urandom(8), random.random())"
+    assert inside(code) != inside(code)
+
+
+def test_strings_have_the_same_hash_in_each_process_and_only_in_connect(inside: Inside, fastvsock: Path) -> None:
+    """No dictionary of a connection has keys from the other side: what could feed one gets a secret seed."""
+    assert inside("print(hash('fastvsock'))") == inside("print(hash('fastvsock'))")
+
+
+def test_any_other_command_has_a_secret_seed_and_streams(probe: Path, tmp_path: Path) -> None:
+    other = tmp_path / "fastvsock"
+    os.link(probe, other)
+    code = "import sys; print(hash('fastvsock'), sys.stdin.name, sys.stderr.name)"
+    told = [subprocess.run([other, code], capture_output=True, timeout=HANG, check=True).stdout for _ in range(2)]
+    assert told[0] != told[1]
+    assert told[0].endswith(b" <stdin> <stderr>\n")
+
+
+def test_debugging_starts_the_ordinary_way(inside: Inside) -> None:
+    assert inside("import sys; print(sys.stdin.name)", FASTVSOCK_DEBUG="1") == "<stdin>\n"
+    assert inside("import sys; print(sys.stdin)") == "None\n"
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        ["setarch", "--addr-no-randomize"],
+        ["sh", "-c", 'ulimit -s 256; exec "$@"', "sh"],
+        ["sh", "-c", 'ulimit -s unlimited; exec "$@"', "sh"],
+        ["sh", "-c", 'ulimit -v 30000; exec "$@"', "sh"],
+        ["sh", "-c", 'ulimit -n 16; exec "$@"', "sh"],
+        ["env", "-i"],
+        ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh"],
+        ["nice", "-n", "19"],
+    ],
+    ids=lambda words: " ".join(words[:3]),
+)
+def test_it_starts_under(before: list[str], connect: Path) -> None:
+    if not shutil.which(before[0]):
+        pytest.skip(f"{before[0]} is not here")
+    done = subprocess.run([*before, connect, "--version"], capture_output=True, timeout=HANG, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_a_huge_environment_is_whole(inside: Inside) -> None:
+    values = {f"NAME_{i}": "x" * 1000 for i in range(1000)}
+    told = json.loads(inside("import json, os; print(json.dumps(dict(os.environ)))", **values))
+    assert told == values
+
+
+def test_an_environment_that_is_not_text_is_kept(probe: Path) -> None:
+    env = {b"NAME": b"\xff", b"TWICE": b"1"}
+    code = "import os; print(os.environb[b'NAME'], ascii(os.environ['NAME']))"
+    done = subprocess.run([probe, code], env=env, capture_output=True, timeout=HANG, check=True)
+    assert done.stdout == b"b'\\xff' '\\udcff'\n"
+
+
+def test_it_starts_where_a_container_forbids_calls(connect: Path) -> None:
+    """A seccomp filter, as container engines have one, that refuses what no program should need for its start."""
+    refused = ("personality", "ptrace", "mount", "bpf", "userfaultfd", "perf_event_open", "keyctl", "unshare")
+    filtered = seccomp(refused)
+    done = subprocess.run(
+        [connect, "/nowhere/v.sock", "7"], capture_output=True, preexec_fn=filtered, timeout=HANG, check=False
+    )
+    assert (done.returncode, done.stderr.startswith(b"fastvsock: /nowhere/v.sock: no such socket")) == (1, True)
+
+
+def seccomp(refused: tuple[str, ...]) -> Callable[[], None]:
+    """What forbids system calls to a child: seccomp(2), with EPERM."""
+    numbers = {
+        "x86_64": {
+            "ptrace": 101, "personality": 135, "mount": 165, "keyctl": 250, "unshare": 272, "perf_event_open": 298,
+            "bpf": 321, "userfaultfd": 323,
+        }
+    }.get(os.uname().machine)  # fmt: skip
+    if numbers is None:
+        pytest.skip("the numbers of system calls are another machine's")
+    rows = [(0x20, 0, 0, 0)]  # load the number
+    for name in refused:
+        rows += [(0x15, 0, 1, numbers[name]), (0x06, 0, 0, 0x00050001)]  # that one: SECCOMP_RET_ERRNO, EPERM
+    rows.append((0x06, 0, 0, 0x7FFF0000))  # SECCOMP_RET_ALLOW
+
+    class Row(ctypes.Structure):
+        _fields_ = (("code", ctypes.c_ushort), ("yes", ctypes.c_ubyte), ("no", ctypes.c_ubyte), ("k", ctypes.c_uint))
+
+    class Program(ctypes.Structure):
+        _fields_ = (("length", ctypes.c_ushort), ("rows", ctypes.POINTER(Row)))
+
+    program = Program(len(rows), (Row * len(rows))(*rows))
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def apply() -> None:
+        libc.prctl(38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS
+        if libc.prctl(22, 2, ctypes.byref(program), 0, 0):  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
+            raise OSError(ctypes.get_errno(), "seccomp")
+
+    return apply
+
+
+def test_a_thousand_starts_are_alike(connect: Path) -> None:
+    for _ in range(1000):
+        done = subprocess.run([connect, "--version"], capture_output=True, timeout=HANG, check=False)
+        assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("before", [[], ["setarch", "--addr-no-randomize"]], ids=["with ASLR", "without ASLR"])
+def test_a_first_start_without_emulation_gives_the_same_image(
+    machine: str, program: build.Program, before: list[str], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    made = program.path.parent
+    bare = made / "bare"
+    memory = tmp_path / "memory"
+    env = {"TZ": "UTC0"}
+    subprocess.run([*before, bare, memory], env=env, cwd="/", stdin=subprocess.DEVNULL, timeout=HANG, check=True)
+    linked = bare.read_bytes()
+    assert elf.with_memory(linked, memory.read_bytes()[8:], build.MARK) == program.path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "line", ["7 mmap(0,4096) = 0", '7 openat(3,"/etc/localtime") = 5', "7 getrandom(1,2) = 2", "7 socket(1,2) = 4"]
+)
+def test_a_first_start_that_leaves_more_than_memory_fails_the_build(line: str) -> None:
+    good = '7 arch_prctl(1,2) = 0\n7 open("memory") = 3\n7 write(3,1,2) = 2\n7 exit_group(0)\n'
+    build.check_calls(good)
+    with pytest.raises(Failed, match="the image holds more than memory"):
+        build.check_calls(f"{good}{line}\n")
+
+
+def test_memory_of_another_program_is_refused(program: build.Program) -> None:
+    linked = (program.path.parent / "bare").read_bytes()
+    with pytest.raises(Failed, match="not this program's"):
+        elf.with_memory(linked, bytes(random.Random(1).randbytes(100)), build.MARK)
