@@ -2,8 +2,8 @@
 
    While the program is built it runs once (image_make), and its writable memory becomes the data of the executable
    (elf.py). The program is not position-independent, so that each address stays what it was; ASLR moves the stack, the vDSO
-   and mappings, and none of these is kept: memory comes from the pool (heap.c), no file is open, and the vDSO is hidden
-   from libc. What a process has of its own is renewed when it goes on from there (image_resume): its threads' numbers, the
+   and mappings, and none of these is kept: memory comes from the pool (heap.c), no file is open, and what the
+   kernel says of the machine is hidden. What a process has of its own is renewed when it goes on from there (image_resume): its threads' numbers, the
    environment, the arguments, and which signals are ignored. libc's own start has run as ever by then.
 
    This uses internals of one version of CPython; the README says what to look at in the next one. */
@@ -16,6 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/auxv.h>
+#include <linux/auxvec.h>
 #include <unistd.h>
 
 #include "heap.h"
@@ -24,6 +25,7 @@
 #include "start.h"
 
 extern char **environ;
+extern size_t __hwcap; /* of libc's */
 
 volatile int image_awake;
 static PyObject *resume;        /* _fastvsock_start.resume */
@@ -43,16 +45,18 @@ static void require(const void *result)
     }
 }
 
-/* libc keeps the address of the vDSO's clock_gettime() once it has looked for it, and that is another in each process.
-   Without one it makes system calls. */
-static void hide_vdso(void)
+/* Hide from this process what the kernel says of itself and of the processor. libc keeps the address of the vDSO's
+   clock_gettime() once it has looked for it, and that is another in each process; without one it makes system calls. The
+   interpreter keeps how large a signal's frame is. What libc itself has kept by now it writes again at each start. */
+static void hide_machine(void)
 {
+    __hwcap = 0;
     char **end = environ;
     while (*end) {
         end++;
     }
     for (Elf64_auxv_t *entry = (void *)(end + 1); entry->a_type != AT_NULL; entry++) {
-        if (entry->a_type == AT_SYSINFO_EHDR) {
+        if (entry->a_type == AT_SYSINFO_EHDR || entry->a_type == AT_MINSIGSTKSZ) {
             entry->a_type = AT_IGNORE;
         }
     }
@@ -123,7 +127,7 @@ _Noreturn void image_make(const char *path)
     for (int standard = 0; standard < 3; standard++) {
         close(standard); /* no sys.stdin, stdout and stderr, whose buffers and kinds would be those of this process */
     }
-    hide_vdso();
+    hide_machine();
     heap_pooled = 1;
     heap_survive_forks();
     PyObjectArenaAllocator arenas = {NULL, heap_map, heap_unmap};
