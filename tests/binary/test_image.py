@@ -19,8 +19,8 @@ from wheels.static import build, elf
 
 Inside = Callable[..., str]
 
-# What is imported before the image is made, beside the package. Each module here was read: none looks at its process when
-# it is imported, but os and posix (the environment) and _signal, which image.c renews. Read a new one before adding it.
+# What is imported before the image is made, beside the package. Each module here was read: none looks at its process
+# at that time, but os and posix (the environment) and _signal, which image.c renews. Read a new one before adding it.
 MODULES = """
 __main__ _abc _codecs _collections_abc _fastvsock_start _frozen_importlib _frozen_importlib_external _imp _io _signal
 _socket _stat _thread _warnings _weakref abc builtins codecs cython_runtime encodings encodings.aliases encodings.utf_8
