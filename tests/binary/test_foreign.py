@@ -14,13 +14,14 @@ MACHINE = "aarch64"
 SIZE = 60_000  # bytes: a pipe holds them all
 
 
-@pytest.fixture(scope="module")
-def emulated(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+@pytest.fixture(scope="module", params=build.KINDS)
+def emulated(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The words that run the foreign binary, but for its name and its arguments."""
     qemu = places.qemu_here(MACHINE)
     if not qemu or not cpython.built(MACHINE) or not cpython.built(cpython.NATIVE):
         pytest.skip("qemu-user, or the foreign CPython, is not here (make binaries validate-wheels)")
-    return [qemu, "-0", "{name}", str(build.link(MACHINE, tmp_path_factory.mktemp("foreign")).path)]
+    program = build.link(MACHINE, tmp_path_factory.mktemp("foreign"), kind=request.param)
+    return [qemu, "-0", "{name}", str(program.path)]
 
 
 def called(emulated: list[str], name: str, *arguments: str) -> list[str]:

@@ -29,6 +29,7 @@ from wheels.static.package import NAME, pack
 
 MACHINES = ("x86_64", "aarch64")
 KINDS = ("plain", "image")  # how a program starts: README.md
+SHIPPED = "image"  # while all of its tests hold; "plain" is the other choice
 SOURCES = ("main.c", "plain.c", "paths.c")  # beside what freeze.py writes
 FLAGS = shlex.split(
     "-O2 -g0 -DNDEBUG -fwrapv -fno-strict-aliasing -fno-pie -ffunction-sections -fdata-sections "
@@ -89,7 +90,7 @@ def main(arguments: list[str]) -> int:
 
 
 def build(machines: Sequence[str], output: Path, wheels: Path) -> list[Path]:
-    """Build the binaries for `machines`, with their NOTICE, into `output`, and a wheel of each into `wheels`.
+    """Build each kind of binary for `machines`, with NOTICE, into `output`, and the wheels of `SHIPPED` into `wheels`.
 
     Returns the paths of all but NOTICE. Raises `Failed`.
     """
@@ -100,25 +101,26 @@ def build(machines: Sequence[str], output: Path, wheels: Path) -> list[Path]:
     (output / "NOTICE").write_text(text)
     built = []
     for machine in machines:
-        say(f"building the binary for {machine}")
-        with tempfile.TemporaryDirectory(prefix=f"static-{machine}-", dir=cache()) as folder:
-            program = link(machine, Path(folder))
-            if digest() != before:
-                raise Failed("the source changed while the binary was built: build again")
-            built.append(Path(shutil.move(program.path, output / name(machine))))
+        for kind in KINDS:
+            say(f"building the binary for {machine}, {kind}")
+            with tempfile.TemporaryDirectory(prefix=f"static-{machine}-", dir=cache()) as folder:
+                program = link(machine, Path(folder), kind=kind)
+                if digest() != before:
+                    raise Failed("the source changed while the binary was built: build again")
+                built.append(Path(shutil.move(program.path, output / name(machine, kind))))
         for old in wheels.glob(f"{NAME}-*_{machine}.whl"):
             old.unlink()
-        built.append(pack(built[-1], machine, text, wheels))
+        built.append(pack(output / name(machine, SHIPPED), machine, text, wheels))
     write_sums(wheels)
     return built
 
 
-def name(machine: str) -> str:
-    """The file name of a release's binary."""
-    return f"fastvsock-{version()}-linux-{machine}"
+def name(machine: str, kind: str) -> str:
+    """The file name of a binary. The kind that users get has none in it."""
+    return f"fastvsock-{version()}-linux-{machine}{'' if kind == SHIPPED else f'-{kind}'}"
 
 
-def link(machine: str, folder: Path, *, kind: str = KINDS[0], start: Path = HERE / "start.py") -> Program:
+def link(machine: str, folder: Path, *, kind: str = SHIPPED, start: Path = HERE / "start.py") -> Program:
     """Build a program for a machine, which begins with the module `start`, inside `folder`. Raises `Failed`."""
     python, zig = library(machine), Zig(machine)
     copy_source(folder / "source")

@@ -8,10 +8,12 @@ import for purposes that are not ours is kept out by UNWANTED.
 """
 
 import ast
+import encodings
 import json
 import marshal
 import os
 import sys
+from encodings.aliases import aliases
 from modulefinder import ModuleFinder
 from pathlib import Path
 
@@ -174,7 +176,7 @@ def closure(source: Path, own: list[str]) -> tuple[dict[str, Path], set[str]]:
     direct = {name for name in imported_by(source / PACKAGE) if name.partition(".")[0] not in OPTIONAL_IMPORTS}
     unwanted = [name for name in UNWANTED if not any(f"{one}.".startswith(f"{name}.") for one in direct)]
     finder = ModuleFinder([str(source), LIBRARY], excludes=[*unwanted, *REPLACED])
-    for name in (*own, *INTERPRETER):
+    for name in (*own, *INTERPRETER, *codecs_named_in(source / PACKAGE)):
         finder.import_hook(name)
     missing = direct - finder.modules.keys() - ALIASES.keys()
     if missing:
@@ -194,6 +196,18 @@ def imported_by(package: Path) -> set[str]:
             elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
                 found.add(node.module)
     return {name for name in found if name.partition(".")[0] != PACKAGE}
+
+
+def codecs_named_in(package: Path) -> set[str]:
+    """The modules of the codecs whose names stand in a package's files: no import statement names these."""
+    found = set()
+    for path in sorted(package.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_bytes(), path)):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.isascii():
+                name = encodings.normalize_encoding(node.value.lower())
+                found.add(f"encodings.{aliases.get(name, name)}")
+    files = {f"encodings.{path.stem}" for path in Path(encodings.__file__).parent.glob("*.py")}
+    return (found & files) - REPLACED.keys() - {"encodings.__init__"}
 
 
 def code_of(name: str, path: Path) -> bytes:
