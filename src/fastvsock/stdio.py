@@ -36,9 +36,21 @@ def fill_closed() -> "list[int]":
         try:
             os.fstat(number)
         except OSError:
-            os.open("/dev/null", os.O_RDONLY if number < 2 else os.O_WRONLY)  # the lowest number is free: this one
+            _fill(number)
             closed.append(number)
     return closed
+
+
+def _fill(number: int) -> None:
+    """Open something as the descriptor `number`, which is the lowest that is free."""
+    try:
+        os.open("/dev/null", os.O_RDONLY if number < 2 else os.O_WRONLY)
+    except FileNotFoundError:  # a root with little in it: an end of a pipe whose other end is closed does as well
+        ends = os.pipe()
+        os.dup2(ends[number == 2], number, inheritable=False)
+        for end in ends:
+            if end != number:
+                os.close(end)
 
 
 def write_line(fd: int, text: str) -> None:

@@ -13,6 +13,17 @@ from wheels.common import ROOT, cache, sha256
 from wheels.static import build
 
 LARGEST = 12_000_000  # bytes; a release's limit
+ORPHAN = """
+import os, subprocess
+from fastvsock.services.ownership import adopt_orphans
+adopt_orphans()
+orphan = "exec 3<&0; (read _ <&3; exec sh -c 'echo $PPID') &"
+parent = subprocess.Popen(["sh", "-c", orphan], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+parent.wait()
+parent.stdin.write(b"go\\n")
+parent.stdin.close()
+print(int(parent.stdout.read()) == os.getpid())
+"""
 IMPORT_ALL = """
 import importlib, json, sys, traceback
 failed = {}
@@ -40,6 +51,10 @@ def test_every_module_in_it_can_be_imported(program: build.Program, inside: Call
 
 def test_the_splice_engine_is_in_it(inside: Callable[..., str]) -> None:
     assert inside("from fastvsock.engines import choose; print(choose('splice'), choose('auto'))") == "splice splice\n"
+
+
+def test_orphans_can_be_adopted_without_ctypes(inside: Callable[..., str]) -> None:
+    assert inside(ORPHAN, PATH=os.environ["PATH"]) == "True\n"
 
 
 def test_nothing_is_imported_from_the_disk(inside: Callable[..., str], tmp_path: Path) -> None:

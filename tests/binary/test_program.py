@@ -105,6 +105,18 @@ def test_in_an_empty_root_a_connection_is_moved_whole(connect: Path, engine: str
     listener.close()
 
 
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&-", "<&- >&- 2>&-"])
+def test_in_an_empty_root_streams_may_be_closed(connect: Path, closed: str) -> None:
+    listener = Listener(connect.parent / "closed.sock")
+    shell = ["sh", "-c", f'exec "$@" {closed}', "sh", *alone(connect), "/closed.sock", "7"]
+    with started(shell, stdin=subprocess.DEVNULL) as child:
+        listener.accept(b"OK 1073741824\npayload").close()
+        child.stdout.read()
+        assert (child.wait(HANG), child.stderr.read()) == (0, b"")
+    listener.close()
+    os.unlink(listener.uds)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_a_connection_with_its_status(connect: Path, listener: Listener, number: int) -> None:
     with started([str(connect), listener.uds, "7"]) as child:

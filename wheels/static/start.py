@@ -11,7 +11,11 @@ else:
     from _frozen_importlib import BuiltinImporter
 
 CONNECT = "runcvm-vsock-connect"
-IMAGE = ("fastvsock.entry", "fastvsock.engines._copy", "fastvsock.engines._splice")  # with all that these import
+IMAGE = (
+    "fastvsock.runcvm_vsock_connect",
+    "fastvsock.engines._copy",
+    "fastvsock.engines._splice",
+)  # with all that these import
 
 
 class ExtensionFinder:
@@ -43,7 +47,7 @@ def resume(arguments: list[str], environment: dict[bytes, bytes]) -> None:
     """Go on from the image as `runcvm-vsock-connect`. Does not return."""
     import os
 
-    from fastvsock.entry import main
+    from fastvsock.runcvm_vsock_connect import main
 
     sys.argv[:] = arguments
     os.environ._data.update(environment)  # type: ignore[attr-defined]
@@ -55,7 +59,7 @@ def main() -> None:
     if "".join(sys.argv[:1]).rpartition("/")[2] == CONNECT:
         if _signal.getsignal(_signal.SIGINT) == _signal.default_int_handler:  # else it is ignored, and stays so
             _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
-        from fastvsock.entry import main
+        from fastvsock.runcvm_vsock_connect import main
     else:
         from fastvsock.cli import main
     main()

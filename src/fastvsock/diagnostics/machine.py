@@ -20,13 +20,21 @@ LEAST_DESCRIPTORS = 4096  # 1,023 connections, which is all that a VM can have, 
 
 def check_here() -> Iterator[Finding]:
     """The versions and limits that a report of a fault needs, and what commonly goes wrong on a machine."""
-    yield Finding("fastvsock", OK, f"fastvsock {__version__}, in {Path(__file__).parents[1]}")
-    yield looked("python", python_finding, f"Python {sys.version}", sys.executable)
+    yield Finding("fastvsock", OK, f"fastvsock {__version__}, {_place()}")
+    yield looked("python", python_finding, f"Python {sys.version}", sys.executable or "the interpreter in it")
     yield looked("engine", _own_engine)
     yield looked("system", _system)
     yield looked("pipes", _pipes)
     yield looked("descriptors", _descriptors)
     yield looked("port 22222", _global_port)
+
+
+def _place() -> str:
+    """Where this program is: a static executable has no files of the package, and its interpreter no path."""
+    try:
+        return f"in {Path(__file__).parents[1]}"
+    except NameError:
+        return "one static executable"
 
 
 def python_finding(version: str, path: str, check: str = "python") -> Finding:

@@ -40,6 +40,7 @@ cdef extern from *:
     #include <poll.h>
     #include <linux/sockios.h>
     #include <sys/ioctl.h>
+    #include <sys/prctl.h>
     #include <sys/sendfile.h>
     #include <sys/socket.h>
     #include <sys/stat.h>
@@ -62,6 +63,7 @@ cdef extern from *:
     enum: F_GETFL, F_GETPIPE_SZ, F_SETPIPE_SZ, O_ACCMODE, O_CLOEXEC, O_NONBLOCK, O_WRONLY
     enum: CLOCK_MONOTONIC
     enum: POLLIN, POLLOUT
+    enum: PR_SET_CHILD_SUBREAPER
     enum: SPLICE_F_MOVE, SPLICE_F_NONBLOCK
     enum: SIOCINQ, SIOCOUTQ
     enum: SOL_SOCKET, SO_DOMAIN, SO_SNDBUF, SO_SNDBUFFORCE, AF_UNIX
@@ -88,6 +90,7 @@ cdef extern from *:
     int getsockopt(int, int, int, void *, unsigned int *) nogil
     int pipe2(int *, int) nogil
     int poll(pollfd *, unsigned long, int) nogil
+    int prctl(int, unsigned long, unsigned long, unsigned long, unsigned long) nogil
     int setsockopt(int, int, int, const void *, unsigned int) nogil
     ssize_t read(int, void *, size_t) nogil
     ssize_t sendfile(int, int, off_t *, size_t) nogil
@@ -447,6 +450,12 @@ cdef double _monotonic() noexcept nogil:
     cdef timespec now
     clock_gettime(CLOCK_MONOTONIC, &now)
     return now.tv_sec + now.tv_nsec * 1e-9
+
+
+def adopt_orphans() -> None:
+    """Make this process the parent of descendants that lose theirs: PR_SET_CHILD_SUBREAPER, prctl(2). No pump needs it:
+    it stands here because this is the package's one module in C, and a static program can load no libc for ctypes."""
+    prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 cdef bint _take(int size, bint growing) noexcept with gil:

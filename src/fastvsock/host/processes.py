@@ -283,16 +283,3 @@ def _descriptor_limit(soft: int) -> Iterator[None]:
             yield
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, before)
-
-
-PR_SET_CHILD_SUBREAPER = 36  # include/uapi/linux/prctl.h
-
-
-def adopt_orphans() -> None:
-    """Make this process the parent of descendants that lose theirs; best effort."""
-    try:
-        import ctypes
-
-        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    except (ImportError, OSError, AttributeError):
-        pass  # without it, the connections of orphans are rejected

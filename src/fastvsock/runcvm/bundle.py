@@ -9,7 +9,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -91,7 +90,7 @@ class Bundle:
     @cached_property
     def foreign(self) -> str:
         """The machine that the bundle is built for, if it cannot be run here (qemu's binfmt can); else empty."""
-        here = build_of(Path(sys.executable).read_bytes())
+        here = build_of(Path("/proc/self/exe").read_bytes())
         if self.build is None or here is None or self.build.machine == here.machine:
             return ""
         return self.build.machine if run([self.root.full(LINKER)]).status is None else ""

@@ -24,11 +24,12 @@ from signal import SIGCHLD, SIGQUIT
 from time import monotonic, sleep
 
 from ..host.addresses import Address
-from ..host.processes import ENDING, PASSED_ON, STACK, Child, Signal, Signals, adopt_orphans
+from ..host.processes import ENDING, PASSED_ON, STACK, Child, Signal, Signals
 from ..stdio import log, write_line
 from .acceptor import Service
 from .announce import PortFile, notify
 from .connection import Connection
+from .ownership import adopt_orphans
 
 NEVER = float("inf")
 QUIET = 0.5  # seconds without movement that count as an end; as relaying.LINGER

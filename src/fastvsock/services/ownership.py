@@ -30,6 +30,7 @@ from ..host.process_tree import children_of, exists, has_open, is_own_proc, peer
 from ..host.sock_diag import FIN_WAIT2, TIME_WAIT, Found, other_end
 from .connection import Connection
 
+PR_SET_CHILD_SUBREAPER = 36  # include/uapi/linux/prctl.h
 LOOKS = 3  # one look at the tree may miss a process that changes parents
 PAUSE = 0.01  # seconds between them
 KEEPS_USERS = (6, 17)  # Linux: before, a closed socket's user is 0 (sock_i_uid), and since, the one it had (sk_uid)
@@ -40,6 +41,23 @@ CLOSED = "rejected: the client disconnected before its owner could be determined
 ADVICE = "(use --listen unix:PATH, where the owner is always known)"
 DISCARDED = f"{CLOSED}; what it sent was discarded {ADVICE}"
 UNKNOWN = f"rejected: the owner of the connection is unknown, since neither sock_diag nor /proc is available {ADVICE}"
+
+
+def adopt_orphans() -> None:
+    """Make this process the parent of descendants that lose theirs; best effort."""
+    try:
+        from ..engines import _splice
+    except ImportError:  # installed without a C compiler, for a Python that can load libc
+        pass
+    else:
+        _splice.adopt_orphans()
+        return
+    try:
+        import ctypes
+
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    except (ImportError, OSError, AttributeError):
+        pass  # without it, the connections of orphans are rejected
 
 
 class Family:
