@@ -4,7 +4,6 @@ import os
 import shlex
 import signal
 import subprocess
-import sys
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,6 +25,7 @@ from support import (
     SOURCE_SIZE,
     Endpoint,
     Listener,
+    called,
     started,
 )
 
@@ -127,7 +127,7 @@ def emulator(uds: str, agent: Path) -> list[str]:
         SOURCE: f"source {SOURCE_SIZE}",
     }
     options = [f"--exec={port}={shlex.quote(str(agent))} {service}" for port, service in services.items()]
-    return [sys.executable, "-m", "fastvsock", "emulate", uds, *options]
+    return [*called("fastvsock"), "emulate", uds, *options]
 
 
 @pytest.fixture

@@ -46,11 +46,10 @@ def _fill(number: int) -> None:
     try:
         os.open("/dev/null", os.O_RDONLY if number < 2 else os.O_WRONLY)
     except FileNotFoundError:  # a root with little in it: an end of a pipe whose other end is closed does as well
-        ends = os.pipe()
-        os.dup2(ends[number == 2], number, inheritable=False)
-        for end in ends:
-            if end != number:
-                os.close(end)
+        _, writing = os.pipe()  # the other end is `number`
+        if number == 2:
+            os.dup2(writing, number, inheritable=False)
+        os.close(writing)
 
 
 def write_line(fd: int, text: str) -> None:

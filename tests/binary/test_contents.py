@@ -1,5 +1,6 @@
 """What is in the binary: all of the package, all that it imports, and nothing of the machine that built it."""
 
+import errno
 import json
 import os
 import subprocess
@@ -106,3 +107,9 @@ def test_a_host_name_with_an_empty_or_overlong_label_is_refused(inside: Callable
         name.encode("idna")
     code = f"try:\n    print({name!r}.encode('idna'))\nexcept UnicodeError as error:\n    print('refused:', error)"
     assert inside(code).startswith("refused:")
+
+
+def test_common_system_errors_have_the_words_that_the_installation_has(inside: Callable[..., str]) -> None:
+    names = ("EMFILE", "EADDRINUSE", "ENOENT", "ECONNRESET", "ENOMEM", "ENOTCONN", "ENOTSUP", "EPIPE", "ENAMETOOLONG")
+    code = f"import errno, os; print([os.strerror(getattr(errno, name)) for name in {names}])"
+    assert inside(code) == f"{[os.strerror(getattr(errno, name)) for name in names]}\n"

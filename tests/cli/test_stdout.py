@@ -10,7 +10,7 @@ import pytest
 
 import fastvsock
 from fastvsock import cli
-from support import HANG, started
+from support import HANG, called, started
 from support.umbrella import BROKEN, run
 
 DIGEST = f"registry.example/fastvsock@sha256:{'0' * 64}"
@@ -40,14 +40,14 @@ def test_an_emulator_that_cannot_announce_itself_ends(tmp_path: Path) -> None:
 @pytest.mark.parametrize("arguments", [*PRINTING, *HELPS], ids=" ".join)
 def test_a_closed_stdout_is_no_failure(arguments: list[str], closed: str) -> None:
     usual = run(*arguments).returncode  # doctor's depends on the machine
-    shell = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-m", "fastvsock", *arguments]
+    shell = ["sh", "-c", f'exec "$@" {closed}', "sh", *called("fastvsock"), *arguments]
     done = subprocess.run(shell, capture_output=True, timeout=HANG, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (usual, b"", b"")
 
 
 def test_an_emulator_without_streams_serves(tmp_path: Path) -> None:
     uds = str(tmp_path / "v.sock")
-    shell = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", sys.executable, "-m", "fastvsock", "emulate", "-v", uds]
+    shell = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *called("fastvsock"), "emulate", "-v", uds]
     with started(shell) as child:
         with fastvsock.connect(uds, 7, wait=HANG) as sock:
             sock.settimeout(HANG)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fastvsock import errors, runcvm_vsock_connect
-from support import HANG, Listener, command, read_exactly, run, started
+from support import HANG, Listener, called, command, read_exactly, run, started
 
 OURS = (1 << 31) - 1  # 32 and 33 are the C library's own: its posix_spawn(3), make's for instance, ignores them
 SPEAKS = 'read -r line <&3; echo "guest: $line"; cat >&3; exit 7'
@@ -117,11 +117,11 @@ def test_a_command_line_that_makes_no_sense_is_told(words: list[str], told: str)
 
 
 def test_the_umbrella_command_does_the_same(listener: Listener) -> None:
-    umbrella = [command()[0], "-m", "fastvsock", "connect", listener.uds, "22", "--", "sh", "-c", "cat <&3; exit 5"]
+    umbrella = [*called("fastvsock"), "connect", listener.uds, "22", "--", "sh", "-c", "cat <&3; exit 5"]
     with started(umbrella) as child:
         with listener.accept(b"OK 1073741824\npayload"):
             pass
         assert (child.stdout.read(), child.wait(HANG)) == (b"payload", 5)
-    assert subprocess.run([*umbrella[:4], "--help"], capture_output=True, timeout=HANG, check=True).stdout.startswith(
-        b"usage: fastvsock connect [options] UDS PORT [-- COMMAND ...]\n"
-    )
+    assert subprocess.run(
+        [*called("fastvsock"), "connect", "--help"], capture_output=True, timeout=HANG, check=True
+    ).stdout.startswith(b"usage: fastvsock connect [options] UDS PORT [-- COMMAND ...]\n")

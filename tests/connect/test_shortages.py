@@ -5,12 +5,11 @@ import resource
 import shutil
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import fastvsock
-from support import HANG, Listener, connecting, run, started
+from support import HANG, Listener, called, connecting, of_the_package, run, started
 from support.sentences import outcome, sentence
 from support.sockets import listening, take
 
@@ -105,6 +104,7 @@ def test_a_stdin_that_is_null_and_open_for_writing_only_cannot_be_read(listener:
         sentence(outcome(child), "cannot read the input: Bad file descriptor")
 
 
+@of_the_package
 def test_splice_is_not_there_without_its_extension(listener: Listener, tmp_path: Path) -> None:
     source = Path(fastvsock.__file__).parent
     shutil.copytree(source, tmp_path / "fastvsock", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
@@ -120,6 +120,6 @@ def test_splice_is_not_there_without_its_extension(listener: Listener, tmp_path:
 
 
 def test_an_engine_that_the_environment_misspells_is_told(listener: Listener) -> None:
-    arguments = [sys.executable, "-m", "fastvsock.runcvm_vsock_connect", listener.uds, str(PORT)]
+    arguments = [*called("runcvm-vsock-connect"), listener.uds, str(PORT)]
     with started(arguments, env={**os.environ, "FASTVSOCK_ENGINE": "warp"}) as child, listener.accept():
         sentence(outcome(child), "unknown engine 'warp' (from FASTVSOCK_ENGINE): use auto, splice or copy")

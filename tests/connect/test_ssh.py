@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from support import HANG, Listener, command, read_exactly, started
+from support import HANG, Listener, command, of_the_package, read_exactly, started
 from support.ssh import DROPBEAR, NOBODY, Guest, need, shell_guest
 
 BIG = 10_000_000
@@ -81,12 +81,14 @@ def test_a_command_that_ends_ends_the_client_although_stdin_stays_open(way: Way)
         assert client.wait(HANG) == 3
 
 
+@of_the_package
 def test_with_fdpass_no_forwarder_is_left_in_the_path(guest: Guest) -> None:
     need("ssh", "sshd")
     assert forwarders_while_a_session_runs(guest.ssh(*FDPASS, connect=("--fdpass",)), guest) == 0
     assert forwarders_while_a_session_runs(guest.ssh(), guest) == 1, "the look would find one"
 
 
+@of_the_package
 def test_with_descriptor_3_no_forwarder_is_left_in_the_path(guest: Guest) -> None:
     assert forwarders_while_a_session_runs(guest.direct(), guest) == 0
     assert forwarders_while_a_session_runs(guest.jump("auto"), guest) == 1, "the look would find one"

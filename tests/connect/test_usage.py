@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import fastvsock
-from support import HANG, run, started
+from support import HANG, called, run, started
 from support.sentences import outcome
 from support.sockets import listening, take
 
@@ -44,7 +44,7 @@ from support.sockets import listening, take
 )
 def test_wrong_usage_ends_with_2_and_shows_the_usage(arguments: list[str], told: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "fastvsock.runcvm_vsock_connect", *arguments],
+        [*called("runcvm-vsock-connect"), *arguments],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         timeout=HANG,
@@ -73,7 +73,7 @@ def test_options_may_be_spelled_and_placed_in_every_usual_way(arguments: list[st
     name = "--stats" if arguments[-2:-1] == ["--stats"] else "v.sock"
     with (
         listening(tmp_path / name) as sock,
-        started([sys.executable, "-m", "fastvsock.runcvm_vsock_connect", *arguments], cwd=tmp_path) as child,
+        started([*called("runcvm-vsock-connect"), *arguments], cwd=tmp_path) as child,
     ):
         with take(sock) as connection:
             assert connection.recv(100) == b"CONNECT 5003\n"

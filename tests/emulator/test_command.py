@@ -4,7 +4,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -12,12 +11,12 @@ import pytest
 
 from fastvsock.emulator import VMMS, Emulator
 from fastvsock.errors import EmulatorError
-from support import HANG, started
+from support import HANG, called, started
 from support.guests import SOON, accepted, connect, dial, drain, is_silent, receive
 
 
 def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "fastvsock", "emulate", *arguments]
+    return [*called("fastvsock"), "emulate", *arguments]
 
 
 def ready_line(child: subprocess.Popen[bytes]) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from support import HANG, started
+from support import HANG, called, started
 from support.bundles import exec_script, make_bundle, put, runcvm
 
 UDS = "/run/firecracker.vsock"
@@ -53,7 +53,7 @@ def guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (folder / "passwd").write_text(f"{user.pw_name}:x:0:0::{folder}/home:/bin/sh\n")
     folder.chmod(0o755)
     server = shlex.join([needed("dropbear"), "-i", "-r", str(folder / "host")])
-    emulator = [sys.executable, "-m", "fastvsock", "emulate", str(folder / "v.sock")]
+    emulator = [*called("fastvsock"), "emulate", str(folder / "v.sock")]
     services = [f"--exec={port}={server}" for port in (22, 22222)]
     command = ["unshare", "-m", "sh", "-c", ELSEWHERE, "sh", str(folder / "passwd"), *emulator, *services]
     with started(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as child:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from support import HANG, command
+from support import HANG, command, of_the_package
 from support.listen import PORT, listening_on
 from support.services import connect, receive, serving
 
@@ -52,6 +52,7 @@ def test_wrong_usage_is_told_in_a_sentence(tmp_path: Path, arguments: list[str],
     assert list(tmp_path.iterdir()) == []
 
 
+@of_the_package
 def test_the_services_stay_out_of_the_way_of_the_connect_program() -> None:
     script = (
         "import sys; from fastvsock import runcvm_vsock_connect; print(*(m for m in sys.modules if 'fastvsock' in m))"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from support import HANG
+from support import HANG, of_the_package
 from support.services import FarEnd, eventually, receive, run_proxy, serving
 
 
@@ -22,6 +22,7 @@ def test_stats_are_lines_on_stderr(far_end: FarEnd) -> None:
         eventually(lambda: proxy.child.stderr.readline().decode(), expected)
 
 
+@of_the_package
 def test_metrics_are_served_for_prometheus(far_end: FarEnd) -> None:
     pytest.importorskip("prometheus_client", reason="the extra fastvsock[metrics] is not installed")
     with serving("proxy", "--metrics", "127.0.0.1:0", far_end.uds, "7") as proxy, proxy.connect() as sock:

@@ -5,6 +5,7 @@ tests/vm). A test of what a VMM does only when it is broken uses `Listener`, whe
 """
 
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -15,9 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+import pytest
+
 ROOT = Path(__file__).parents[2]  # of the repository
 HANG = 60.0  # seconds; a guard against hanging, never a statement about speed
 ENGINES = ("splice", "copy")
+MODULES = {"fastvsock": "fastvsock", "runcvm-vsock-connect": "fastvsock.runcvm_vsock_connect"}
+
+# Another program under test than the installed package: the words that run it, with its name in place of {name}.
+PROGRAM = os.environ.get("FASTVSOCK_TEST_COMMAND", "")
+of_the_package = pytest.mark.skipif(bool(PROGRAM), reason="looks into the installed package: FASTVSOCK_TEST_COMMAND")
 
 # The guest's services, the same in the emulator and in the real guest: guest_agent.c
 ECHO, DISCARD, CHARGEN, COMMAND, LATE_SOURCE, CLOSE, SOURCE, NOTHING = 7, 9, 19, 1000, 1001, 1002, 1003, 1999
@@ -61,9 +69,15 @@ def summary(data: bytes) -> bytes:
     return b"%d %08x\n" % (len(data), zlib.crc32(data))
 
 
+def called(name: str) -> list[str]:
+    """The words that run `fastvsock` or `runcvm-vsock-connect`: the installed package's, or those of PROGRAM."""
+    words = shlex.split(PROGRAM)
+    return [word.replace("{name}", name) for word in words] or [sys.executable, "-m", MODULES[name]]
+
+
 def command(*arguments: str, engine: str = "auto") -> list[str]:
     """The command line of the program under test."""
-    return [sys.executable, "-m", "fastvsock.runcvm_vsock_connect", "--engine", engine, *arguments]
+    return [*called("runcvm-vsock-connect"), "--engine", engine, *arguments]
 
 
 def run(

@@ -13,12 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from support import HANG, Child, started
+from support import HANG, Child, called, started
 
 
 def service_command(name: str, *arguments: str, engine: str = "auto") -> list[str]:
     """The command line of the service under test; `arguments` may end with `--` and a command."""
-    return [sys.executable, "-m", "fastvsock", name, "--engine", engine, *arguments]
+    return [*called("fastvsock"), name, "--engine", engine, *arguments]
 
 
 class Running:

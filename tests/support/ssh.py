@@ -9,7 +9,6 @@ import os
 import pwd
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from support import HANG, Child, command, started
+from support import HANG, Child, called, command, started
 
 DROPBEAR, OPENSSH, NOBODY = 22, 23, 1999  # the guest's ports
 SEPARATION = Path("/run/sshd")  # sshd does not start as root without this folder
@@ -56,7 +55,7 @@ class Guest:
 
     def proxied(self, engine: str) -> list[str]:
         """By a proxy of its own."""
-        proxy = [sys.executable, "-m", "fastvsock", "proxy", "--engine", engine, self.uds, str(DROPBEAR), "--"]
+        proxy = [*called("fastvsock"), "proxy", "--engine", engine, self.uds, str(DROPBEAR), "--"]
         return proxy + self.dbclient("-p", "{port}")
 
     def ssh(self, *options: str, port: int = OPENSSH, engine: str = "auto", connect: tuple[str, ...] = ()) -> list[str]:
@@ -114,7 +113,7 @@ def shell_guest(folder: Path) -> Iterator[Guest]:
             services[OPENSSH] = f"{sshd} -i -f {folder}/sshd_config -E {folder}/sshd.log"
             undo.enter_context(separation_folder())
         options = [f"--exec={port}={service}" for port, service in services.items()]
-        words = [sys.executable, "-m", "fastvsock", "emulate", uds, *options]
+        words = [*called("fastvsock"), "emulate", uds, *options]
         child = undo.enter_context(started(words, stdin=subprocess.DEVNULL, stderr=None))
         assert b"listening" in child.stdout.readline()
         yield Guest(uds, user, str(folder / "key.dropbear"))

@@ -1,10 +1,9 @@
 """The umbrella command, as it is and with a part of it broken."""
 
 import subprocess
-import sys
 from typing import Any
 
-from support import HANG
+from support import HANG, called
 
 # The command with `doctor` broken, which is how an error that nobody thought of looks.
 BROKEN = """
@@ -21,5 +20,5 @@ def run(*arguments: str, **options: Any) -> subprocess.CompletedProcess[bytes]:
     """Run the command to its end."""
     options.setdefault("stdout", subprocess.PIPE)
     return subprocess.run(
-        [sys.executable, "-m", "fastvsock", *arguments], stderr=subprocess.PIPE, timeout=HANG, check=False, **options
+        [*called("fastvsock"), *arguments], stderr=subprocess.PIPE, timeout=HANG, check=False, **options
     )

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wheels import places
-from wheels.build import copy_source, digest
+from wheels.build import copy_source, digest, sources
 from wheels.common import HERE as WHEELS
 from wheels.common import ROOT, Failed, cache, run, say, sha256, version, write_sums
 from wheels.static import elf
@@ -30,7 +30,7 @@ from wheels.static.package import NAME, pack
 MACHINES = ("x86_64", "aarch64")
 KINDS = ("plain", "image")  # how a program starts: README.md
 SHIPPED = "image"  # while all of its tests hold; "plain" is the other choice
-SOURCES = ("main.c", "plain.c", "paths.c")  # beside what freeze.py writes
+SOURCES = ("main.c", "plain.c", "paths.c", "words.c")  # beside what freeze.py writes
 FLAGS = shlex.split(
     "-O2 -g0 -DNDEBUG -fwrapv -fno-strict-aliasing -fno-pie -ffunction-sections -fdata-sections "
     "-fno-sanitize=undefined -Wall -Werror -Wno-c23-extensions"
@@ -61,7 +61,7 @@ CALLS = {
 CYTHON = ["-Wno-everything"]
 # musl takes the stack of each thread from this: its own default, 128 KiB, is little for the interpreter.
 STACK = 1 << 20  # bytes
-LINK = ["-s", "-no-pie", "-Wl,--gc-sections", "-Wl,-z,norelro", f"-Wl,-z,stack-size={STACK}"]
+LINK = ["-s", "-no-pie", "-Wl,--gc-sections", "-Wl,-z,norelro", "-Wl,--wrap=strerror", f"-Wl,-z,stack-size={STACK}"]
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def name(machine: str, kind: str) -> str:
 def link(machine: str, folder: Path, *, kind: str = SHIPPED, start: Path = HERE / "start.py") -> Program:
     """Build a program for a machine, which begins with the module `start`, inside `folder`. Raises `Failed`."""
     python, zig = library(machine), Zig(machine)
-    copy_source(folder / "source")
+    copy_source(folder / "source", sources())
     source, made = folder / "source" / "src", folder / "made"
     made.mkdir()  # fails where something was built before
     facts = json.loads(library(NATIVE).run(HERE / "freeze.py", source, MODULES, start, made))

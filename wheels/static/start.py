@@ -11,11 +11,8 @@ else:
     from _frozen_importlib import BuiltinImporter
 
 CONNECT = "runcvm-vsock-connect"
-IMAGE = (
-    "fastvsock.runcvm_vsock_connect",
-    "fastvsock.engines._copy",
-    "fastvsock.engines._splice",
-)  # with all that these import
+# What is in an image, with all that these import.
+IMAGE = ("fastvsock.runcvm_vsock_connect", "fastvsock.engines._copy", "fastvsock.engines._splice")
 
 
 class ExtensionFinder:
