@@ -9,6 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 SOURCES = Path(__file__).parent / "peers"
+BUILD = ROOT / "build" / "bench"
 FLAGS = ("-O2", "-std=gnu11", "-Wall", "-Wextra", "-pthread")
 
 
@@ -21,7 +22,7 @@ def program(name: str) -> str:
     """Build `peers/<name>.c` unless it is built already, and return the path. Raises `BuildError`."""
     source = SOURCES / f"{name}.c"
     state = hashlib.sha256(source.read_bytes() + (SOURCES / "common.h").read_bytes()).hexdigest()[:12]
-    built = ROOT / "build" / "bench" / f"{name}-{state}"
+    built = BUILD / f"{name}-{state}"
     if built.exists():
         return str(built)
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")

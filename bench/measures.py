@@ -36,7 +36,7 @@ class Measure:
         if self.ends == "tcp":
             return ("proxy",)
         if self.kind == "start":
-            return ("stdio", "none", "bare")
+            return ("stdio", "start", "none", "bare")
         if self.ends == "file" or self.relays > 1:
             return ("stdio",)
         return ("stdio", "none")

@@ -1,6 +1,7 @@
 """The table of peers: every way to move the bytes, ours and others.
 
-A *stdio* peer joins its stdin and stdout to a port behind the Unix socket. A *proxy* peer listens on TCP. `none` stands
+A *stdio* peer joins its stdin and stdout to a port behind the Unix socket; of a *start* peer, which does the same, only
+the start is measured, since the engine is that of another peer. A *proxy* peer listens on TCP. `none` stands
 for no forwarder: the ends hold the socket themselves, which is the limit. `python` and `python -S` only start.
 """
 
@@ -15,7 +16,7 @@ from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 
-from ..build_c import program
+from ..build_c import BUILD, program
 
 HERE = Path(__file__).parent
 SYSTEMD_PROXY = "/lib/systemd/systemd-socket-proxyd"
@@ -33,7 +34,7 @@ class Peer:
 
     name: str
     title: str
-    kind: str  # stdio, proxy, none, bare or kubectl
+    kind: str  # stdio, start, proxy, none, bare or kubectl
     command: Callable[..., list[str]] = field(repr=False)
     missing: Callable[[], str] = field(default=lambda: "", repr=False)
     version: Callable[[], str] = field(default=lambda: "", repr=False)
@@ -74,6 +75,28 @@ def _ours(engine: str) -> Callable[[str, int], list[str]]:
     script = Path(sys.executable).parent / "runcvm-vsock-connect"
     start = [str(script)] if script.exists() else [sys.executable, "-m", "fastvsock.runcvm_vsock_connect"]
     return lambda uds, port: [*start, "--engine", engine, uds, str(port)]
+
+
+def _binary(suffix: str) -> Path:
+    """The static binary that `make binaries` wrote for this machine."""
+    return HERE.parents[1] / "dist" / f"fastvsock-{version('fastvsock')}-linux-{os.uname().machine}{suffix}"
+
+
+def _static(suffix: str) -> Callable[[str, int], list[str]]:
+    """A static binary by the name of the program, which decides what it is."""
+
+    def command(uds: str, port: int) -> list[str]:
+        link = BUILD / f"static{suffix}" / "runcvm-vsock-connect"
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.unlink(missing_ok=True)
+        link.symlink_to(_binary(suffix))
+        return [str(link), uds, str(port)]
+
+    return command
+
+
+def _no_binary(suffix: str) -> Callable[[], str]:
+    return lambda: "" if _binary(suffix).exists() else f"{_binary(suffix).name} was not built (make binaries)"
 
 
 def _our_version() -> str:
@@ -143,6 +166,8 @@ def _python_version() -> str:
 PEERS = (
     Peer("splice", "fastvsock, splice", "stdio", _ours("splice"), _no_splice, _our_version),
     Peer("copy", "fastvsock, copy", "stdio", _ours("copy"), version=_our_version),
+    Peer("static", "fastvsock, static", "start", _static(""), _no_binary(""), _our_version),
+    Peer("static-plain", "fastvsock, static, plain", "start", _static("-plain"), _no_binary("-plain"), _our_version),
     Peer(
         "pipeline",
         "three socats (RunCVM at first)",

@@ -32,7 +32,7 @@ def alone(program: Path) -> list[str]:
     else:
         words = ["chroot", str(program.parent), f"/{program.name}"]
     if subprocess.run([*words, "--version"], capture_output=True, timeout=HANG, check=False).returncode:
-        pytest.skip("no other root can be entered here")
+        pytest.skip("this machine: no other root can be entered")
     return words
 
 

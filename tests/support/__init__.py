@@ -25,7 +25,9 @@ MODULES = {"fastvsock": "fastvsock", "runcvm-vsock-connect": "fastvsock.runcvm_v
 
 # Another program under test than the installed package: the words that run it, with its name in place of {name}.
 PROGRAM = os.environ.get("FASTVSOCK_TEST_COMMAND", "")
-of_the_package = pytest.mark.skipif(bool(PROGRAM), reason="looks into the installed package: FASTVSOCK_TEST_COMMAND")
+of_the_package = pytest.mark.skipif(
+    bool(PROGRAM), reason="by design: looks into the installed package, not FASTVSOCK_TEST_COMMAND"
+)
 
 # The guest's services, the same in the emulator and in the real guest: guest_agent.c
 ECHO, DISCARD, CHARGEN, COMMAND, LATE_SOURCE, CLOSE, SOURCE, NOTHING = 7, 9, 19, 1000, 1001, 1002, 1003, 1999
