@@ -153,3 +153,16 @@ def test_it_opens_no_file_at_its_start_but_the_time_zone(connect: Path, kind: st
     assert outcome(words)[0] == 0
     files = {line.split('"')[1] for line in log.read_text().splitlines() if '"' in line}
     assert files == {str(connect), *(["/etc/localtime"] if kind == "plain" else [])}
+
+
+def test_runcvm_install_refuses_to_install_files_that_are_not_there(fastvsock: Path, tmp_path: Path) -> None:
+    status, said, error = outcome([fastvsock, "runcvm", "install", "--root", tmp_path])
+    assert (status, said) == (1, "")
+    assert error.startswith("fastvsock: this fastvsock is one static executable and has no files of the package")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_doctor_looks_at_what_it_runs_on(fastvsock: Path) -> None:
+    said = outcome([fastvsock, "doctor"])[1]
+    assert ", one static executable\n" in said
+    assert "the interpreter in it is Python 3.11" in said

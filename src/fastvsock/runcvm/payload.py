@@ -109,8 +109,14 @@ class Package:
 
 
 def installed() -> Package:
-    """The package that this code belongs to."""
-    top = Path(__file__).parent.parent
+    """The package that this code belongs to. Raises `BundleError` for a static executable, which has no such files."""
+    try:
+        top = Path(__file__).parent.parent
+    except NameError:
+        raise BundleError(
+            "this fastvsock is one static executable and has no files of the package to install: "
+            "run `fastvsock runcvm install` from an installation of fastvsock"
+        ) from None
     files = {
         f"fastvsock/{path.relative_to(top).as_posix()}": path.read_bytes()
         for path in sorted(top.rglob("*"))
