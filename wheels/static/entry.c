@@ -1,6 +1,6 @@
-/* What the kernel starts, ahead of libc. A program that is not `runcvm-vsock-connect` does not want the image: its writable
-   memory becomes what the linker had made it, and from there on this is an ordinary start. So is one for debugging
-   (FASTVSOCK_DEBUG), since the image has no stream for a traceback.
+/* What the kernel starts, ahead of libc. A program that is not `runcvm-vsock-connect` does not want the image: its
+   writable memory becomes what the linker had made it, and from there on this is an ordinary start. So is one for
+   debugging (FASTVSOCK_DEBUG), since the image has no stream for a traceback.
 
    Nothing here may use libc, which has not started: system calls are made directly. */
 #include <elf.h>
@@ -47,7 +47,8 @@ static long map_anew(uintptr_t address, size_t size)
     long result;
     __asm__ volatile("syscall"
                      : "=a"(result)
-                     : "a"(SYS_mmap), "D"(address), "S"(size), "d"(PROT_READ | PROT_WRITE), "r"(flags), "r"(fd), "r"(offset)
+                     : "a"(SYS_mmap), "D"(address), "S"(size), "d"(PROT_READ | PROT_WRITE), "r"(flags), "r"(fd),
+                       "r"(offset)
                      : "rcx", "r11", "memory");
     return result;
 }

@@ -1,9 +1,10 @@
-/* malloc(3) in place of libc's. An image needs one whose memory can be a part of the executable, with no mapping and no
-   pointer out of it; and the start of an interpreter is a few thousand blocks, for which one piece of memory is enough.
+/* malloc(3) in place of libc's. An image needs one whose memory can be a part of the executable, with no mapping
+   and no pointer out of it; and the start of an interpreter is a few thousand blocks, for which one piece of memory
+   is enough.
 
-   A block has its size in the 16 bytes ahead of it; the lowest bit marks a mapping of its own. Small blocks come in steps
-   of 16 bytes, larger ones in powers of two, and a free one goes to the list of its size and is taken from there. Compile
-   with -fno-builtin: a compiler makes calloc() of malloc() and memset(), and so of calloc() itself. */
+   A block has its size in the 16 bytes ahead of it; the lowest bit marks a mapping of its own. Small blocks come in
+   steps of 16 bytes, larger ones in powers of two, and a free one goes to the list of its size and is taken from
+   there. Compile with -fno-builtin: a compiler makes calloc() of malloc() and memset(), and so of calloc() itself. */
 #include "heap.h"
 
 #include <errno.h>

@@ -1,10 +1,11 @@
 /* The start from an image: the memory of an interpreter that has imported all that `runcvm-vsock-connect` needs.
 
    While the program is built it runs once (image_make), and its writable memory becomes the data of the executable
-   (elf.py). The program is not position-independent, so that each address stays what it was; ASLR moves the stack, the vDSO
-   and mappings, and none of these is kept: memory comes from the pool (heap.c), no file is open, and what the
-   kernel says of the machine is hidden. What a process has of its own is renewed when it goes on from there (image_resume): its threads' numbers, the
-   environment, the arguments, and which signals are ignored. libc's own start has run as ever by then.
+   (elf.py). The program is not position-independent, so that each address stays what it was; ASLR moves the stack,
+   the vDSO and mappings, and none of these is kept: memory comes from the pool (heap.c), no file is open, and what
+   the kernel says of the machine is hidden. What a process has of its own is renewed when it goes on from there
+   (image_resume): its threads' numbers, the environment, the arguments, and which signals are ignored. libc's own
+   start has run as ever by then.
 
    This uses internals of one version of CPython; the README says what to look at in the next one. */
 #include <Python.h>
@@ -46,8 +47,9 @@ static void require(const void *result)
 }
 
 /* Hide from this process what the kernel says of itself and of the processor. libc keeps the address of the vDSO's
-   clock_gettime() once it has looked for it, and that is another in each process; without one it makes system calls. The
-   interpreter keeps how large a signal's frame is. What libc itself has kept by now it writes again at each start. */
+   clock_gettime() once it has looked for it, and that is another in each process; without one it makes system
+   calls. The interpreter keeps how large a signal's frame is. What libc itself has kept by now it writes again at
+   each start. */
 static void hide_machine(void)
 {
     __hwcap = 0;
@@ -62,15 +64,17 @@ static void hide_machine(void)
     }
 }
 
-/* Remove what is this process' own and would make the image another each time: its number, pointers into its stack, and the
-   secret of the stack protector (src/env/__stack_chk_fail.c of musl clears one byte of it). libc's start writes them again. */
+/* Remove what is this process' own and would make the image another each time: its number, pointers into its stack,
+   and the secret of the stack protector (src/env/__stack_chk_fail.c of musl clears one byte of it). libc's start
+   writes them again. */
 static void anonymise(char *memory, size_t size)
 {
     uint64_t secret, here = (uintptr_t)&secret;
     uint64_t lowest = here - (8u << 20), highest = getauxval(AT_EXECFN) + 4096;
     memcpy(&secret, (void *)getauxval(AT_RANDOM), sizeof secret);
     uint64_t without_byte = secret & ~(uint64_t)0xff00;
-    for (uint64_t *word = (void *)(((uintptr_t)memory + 7) & ~(uintptr_t)7); (char *)(word + 1) <= memory + size; word++) {
+    uint64_t *word = (void *)(((uintptr_t)memory + 7) & ~(uintptr_t)7);
+    for (; (char *)(word + 1) <= memory + size; word++) {
         if (*word == secret || *word == without_byte || (*word > lowest && *word < highest)) {
             *word = 0;
         }

@@ -1,5 +1,5 @@
-/* The words of system errors that users meet, as glibc has them and the installation prints them: musl has shorter ones.
-   The link makes the interpreter's strerror(3) this one (--wrap). */
+/* The words of system errors that users meet, as glibc has them and the installation prints them: musl has shorter
+   ones. The link makes the interpreter's strerror(3) this one (--wrap). */
 #include <errno.h>
 #include <stddef.h>
 
