@@ -111,7 +111,7 @@ def test_splice_is_not_there_without_its_extension(listener: Listener, tmp_path:
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     with connecting(listener.uds, PORT, engine="splice", env=environment) as child, listener.accept():
         done = outcome(child)
-    sentence(done, "the splice engine is not there", "install a wheel", "C compiler", "engine auto")
+    sentence(done, "the splice engine is not installed", "install a wheel", "C compiler", "engine auto")
     with connecting(listener.uds, PORT, engine="auto", env=environment) as child:
         with listener.accept() as connection:
             connection.sendall(b"payload")

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import pytest
 
+import fastvsock
 from fastvsock import engines
 from support import HANG, descriptors, read_exactly, write_all
 from support.faults import push
@@ -105,6 +106,14 @@ def test_a_pipe_that_is_still_full_at_the_end_keeps_what_it_holds(
     relay.result(HANG)
     assert USUAL < size(ends.wfd) <= MIB
     assert len(taken + read_exactly(ends.out.fileno(), MIB // 2)) == MIB
+
+
+def test_a_relay_that_is_given_up_returns_its_share(ends: Ends, start: Start, budget: engines.PipeBudget) -> None:
+    relay = start(idle_timeout=0.3)
+    stream_up(ends)
+    push(ends.feed.fileno(), bytes(30 * MIB))
+    with pytest.raises(fastvsock.IdleTimeoutError):
+        relay.result(HANG)
 
 
 def test_a_size_that_somebody_else_chose_meanwhile_stays(ends: Ends, start: Start, budget: engines.PipeBudget) -> None:

@@ -4,6 +4,7 @@ import os
 import select
 import socket
 import threading
+import time
 from pathlib import Path
 
 from fastvsock.relaying import Relay
@@ -46,9 +47,20 @@ def is_stopped(relay: Relay, far: socket.socket, ends: Ends) -> str:
     return relay.run().ended
 
 
+def quiet() -> tuple[dict[str, str], int]:
+    """Descriptors and threads, once those that earlier tests left are gone."""
+    now = descriptors(), threads()
+    while True:
+        before = now
+        time.sleep(0.3)
+        now = descriptors(), threads()
+        if now == before:
+            return now
+
+
 def test_a_thousand_relays_leak_no_descriptor_and_no_thread(engine: str) -> None:
     ways = [(guest_closes, "guest"), (guest_resets, "error"), (reader_goes, "reader"), (is_stopped, "stopped")]
-    before = descriptors(), threads()
+    before = quiet()
     for number in range(1000):
         way, ended = ways[number % 4]
         ends = Ends(KINDS[number // 4 % 2])

@@ -80,6 +80,7 @@ class Pipe:
         self.shrink()
         budget.give_back(self._taken)
         self._taken = 0
+        self._tried = self._usual == float("inf")
 
 
 def _resize(fd: int, size: int) -> bool:

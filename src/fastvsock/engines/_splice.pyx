@@ -1,4 +1,4 @@
-# cython: language_level=3, binding=False
+# cython: language_level=3, binding=False, freethreading_compatible=True
 """The splice engine: a pump that moves bytes inside the kernel, never through this process' memory.
 
 How a pump moves them depends on what its two ends are:
@@ -18,6 +18,9 @@ socket is asked with poll(2) first, and given no more than it surely has room fo
 Down, from the VMM's socket to the near end, a pump has two duties more. It watches whether anybody still reads the
 target. And when the reader has stalled for a while, it drains the socket into `between`: what a closed guest had yet
 to deliver is thrown away by Firecracker at the next new connection from 2 s on (vsock/unix/muxer_killq.rs).
+
+A free-threaded CPython may run all of this without its lock: a pump belongs to the thread that runs it, but for the flag
+and the counts, which are single words, and the budget has a lock of its own.
 
 An idle pump holds no pipe, and a pipe is made larger than usual only while a stream fills it: see `PipeBudget`.
 """
