@@ -39,11 +39,12 @@ setup(
     ext_modules=cythonize(
         [
             Extension(
-                "fastvsock.engines._splice",
-                ["src/fastvsock/engines/_splice.pyx"],
+                f"fastvsock.engines.{name}",
+                [f"src/fastvsock/engines/{name}.pyx"],
                 define_macros=[("Py_LIMITED_API", "0x030B0000")] if LIMITED else [],
                 py_limited_api=LIMITED,
             )
+            for name in ("_splice", "_frames")
         ]
     ),
     cmdclass={"build_ext": OptionalBuildExt},

@@ -210,7 +210,7 @@ def _wheel(folder: Path, changes: dict[str, bytes | None]) -> Path:
     info = f"fastvsock-{version()}.dist-info"
     files[f"{info}/licenses/LICENSE"] = (ROOT / "LICENSE").read_bytes()
     files[f"{info}/entry_points.txt"] = f"[console_scripts]\n{validate.CONSOLE_SCRIPT}\n".encode()
-    files["fastvsock/engines/_splice.abi3.so"] = b"\x7fELF"
+    files |= dict.fromkeys(validate.EXTENSIONS, b"\x7fELF")
     path = folder / f"fastvsock-{version()}-cp311-abi3-linux_x86_64.whl"
     with zipfile.ZipFile(path, "w") as archive:
         for name, content in (files | changes).items():

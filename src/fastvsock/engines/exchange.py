@@ -1,0 +1,197 @@
+"""Moves the bytes of all streams of a channel between its socket and the streams' descriptors, by frames.
+
+One loop serves the whole channel and blocks nowhere but in poll(2): a stream whose descriptor has no room waits, and
+the rest go on. The twins do the work: `_frames.pyx` (splice at the host, a copy without the interpreter's lock where a
+socket does not splice well) and `_framescopy.py` (pure Python). What they share stands here: which twin serves, and
+descriptors that do not block although they are other processes' too.
+"""
+
+import errno
+import fcntl
+import os
+import stat
+
+from . import choose, frames
+from .frames import WINDOW_MAX
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    class Twin(Protocol):
+        """What the twins have in common: see `_framescopy.Exchange`."""
+
+        def add_source(self, stream: int, fd: int, kind: int) -> None: ...
+        def add_target(self, stream: int, fd: int, piece: int) -> None: ...
+        def send(self, frames: bytes) -> None: ...
+        def end(self, stream: int) -> None: ...
+        def finish(self, stream: int) -> None: ...
+        def drop(self, stream: int) -> None: ...
+        def run(self, timeout: int) -> tuple[int, int, object]: ...
+        def sent(self, stream: int) -> int: ...
+        def received(self, stream: int) -> int: ...
+        def has_ended(self, stream: int) -> bool: ...
+        @property
+        def unsent(self) -> int: ...
+
+
+# What run() returns, with a stream and a value; the numbers stand in `_frames.pyx` once more.
+(
+    MESSAGE,  # its type in place of the stream, and its bytes
+    SOURCE_ENDED,  # an errno: 0 where the end was reached, and said to the other end
+    TARGET_LOST,  # an errno: nobody reads the stream here any more, and the other end knows
+    DELIVERED,  # the count: the stream has ended, and all of it was written or dropped
+    STOPPED,  # the other end wants no more of a stream, which is no longer read
+    CLOSED,  # an errno, or 0: the connection has ended
+    BROKEN,  # the arguments of a `frames.Complaint`
+    WOKEN,
+    TIMEOUT,
+    FULL,  # a descriptor that could do with more room; stays in this file
+) = range(10)
+
+# What a source is: a pipe, a regular file, anything else; `OWN` marks one that does not block.
+PIPE, FILE, OTHER, OWN = 0, 1, 2, 4
+
+PIPE_PIECE = 4096  # a pipe that polls writable takes as much at once: pipe(7)
+SOCKET_PIECE = 1 << 14  # and a socket this: a third of its buffer is free, and 200 KiB is the usual size
+AF_UNIX = 1
+
+# Bytes that pipes may grow by in this process: a quarter of what a user's pipes may have together (pipe(7),
+# pipe-user-pages-soft), for others have pipes too.
+BUDGET = 1 << 24
+
+
+class Exchange:
+    """The frames of one channel, over the connected socket `sock`, which must not block.
+
+    `wake` becomes readable when `run` is to return. `engine` is one of `ENGINES`; None means what the environment says.
+    None of the descriptors given is closed. Raises `EngineError`.
+    """
+
+    _budget = BUDGET
+
+    def __init__(self, sock: int, wake: int, *, engine: str | None = None, splices: bool = True) -> None:
+        self.engine = choose(engine)
+        self._own: list[int] = []
+        self._twin: Twin
+        if self.engine == "splice":
+            from ._frames import Exchange as Native
+
+            self._twin = Native(sock, wake, splices)
+        else:
+            from ._framescopy import Exchange as Copying
+
+            self._twin = Copying(sock, wake)
+        twin = self._twin
+        self.send, self.end, self.finish, self.drop = twin.send, twin.end, twin.finish, twin.drop
+        self.has_ended = twin.has_ended
+        self._growth = 0  # bytes that pipes have become larger by
+        self._grown: list[tuple[int, int]] = []  # pipes of others, and their sizes before
+        self._sources: list[int] = []
+        self._targets: list[int] = []
+
+    def run(self, timeout: int) -> tuple[int, int, object]:
+        """Move bytes until something has happened, or for `timeout` milliseconds of silence (-1: no limit).
+
+        What it returns stands above. Python's signal handlers run in between, and may raise.
+        """
+        while True:
+            found = self._twin.run(timeout)
+            if found[0] != FULL:
+                return found
+            assert isinstance(found[2], int)
+            self._grow(found[2])
+
+    def _grow(self, fd: int) -> None:
+        """Make a pipe larger that a stream has filled; best effort."""
+        try:
+            before, want = fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ), WINDOW_MAX
+            while before < want <= Exchange._budget:
+                try:
+                    fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, want)
+                except PermissionError:
+                    want //= 2
+                    continue
+                Exchange._budget -= want - before
+                self._growth += want - before
+                if os.get_blocking(fd) or fd in self._own:  # else it is ours alone, and may be closed before this is
+                    self._grown.append((fd, before))
+                return
+        except OSError:
+            pass  # not a pipe
+
+    @property
+    def unsent(self) -> int:
+        """Bytes of frames that the socket has yet to take, payload included."""
+        return self._twin.unsent
+
+    def add_source(self, stream: int, fd: int) -> None:
+        """Send what the descriptor `fd` gives as `stream`. Raises `OSError` where it is not open."""
+        mode = os.fstat(fd).st_mode
+        kind = PIPE if stat.S_ISFIFO(mode) else FILE if stat.S_ISREG(mode) else OTHER
+        self._sources.append(stream)
+        self._twin.add_source(stream, fd, kind | (0 if os.get_blocking(fd) else OWN))
+
+    def add_target(self, stream: int, fd: int) -> None:
+        """Write what comes of `stream` to the descriptor `fd`. Raises `OSError` where it is not open."""
+        own, piece = not_blocking(fd)
+        self._targets.append(stream)
+        if own != fd:
+            self._own.append(own)
+        self._twin.add_target(stream, own, piece)
+
+    @property
+    def moved(self) -> tuple[int, int]:
+        """Bytes sent, and bytes received and delivered, of all streams."""
+        return sum(map(self._twin.sent, self._sources)), sum(map(self._twin.received, self._targets))
+
+    def close(self) -> None:
+        """Close the descriptors that are its own; give pipes of others, which must still be open, their sizes back."""
+        Exchange._budget += self._growth
+        self._growth = 0
+        for fd, before in self._grown:
+            try:
+                fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, before)
+            except OSError:
+                pass  # it holds more than that
+        self._grown.clear()
+        for fd in self._own:
+            os.close(fd)
+        self._own.clear()
+
+
+def not_blocking(fd: int) -> tuple[int, int]:
+    """A descriptor to write to `fd` without blocking, a new one perhaps, and the bytes for each write (0: any number).
+
+    O_NONBLOCK is not ours to set on what other processes share. A pipe or a terminal is opened once more through
+    /proc, which gives an open file description of our own. Where that cannot be, each write follows a poll and is small
+    enough not to block.
+    """
+    mode = os.fstat(fd).st_mode
+    if not os.get_blocking(fd):
+        return fd, 0
+    if stat.S_ISSOCK(mode):
+        return fd, SOCKET_PIECE
+    if stat.S_ISFIFO(mode) or os.isatty(fd):
+        try:
+            return os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC), 0
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # a FIFO that nobody reads: the write will say EPIPE
+                return fd, 0
+            return fd, PIPE_PIECE
+    return fd, 0
+
+
+def splices_well(family: int) -> bool:
+    """Whether splice is the cheaper way to and from a socket of `family`.
+
+    On AF_VSOCK, in a guest, it costs up to 2.3 times the CPU time of a copy (pipe to socket; 1.15 times from socket to
+    pipe; Linux 6.1 behind Firecracker).
+    """
+    return family == AF_UNIX
+
+
+def complaint(arguments: object) -> str:
+    """What is wrong with the frame that BROKEN is about."""
+    assert isinstance(arguments, tuple)
+    return str(frames.Complaint(*arguments))
