@@ -8,6 +8,7 @@ programs that know nothing of this package.
 """
 
 import errno
+import os
 
 USAGE = 2
 """Exit code for wrong usage, as in the shell's own builtins; every other failure is 1."""
@@ -233,6 +234,119 @@ class IdleTimeoutError(RelayError, TimeoutError):
 
 class StreamError(RelayError):
     """Reading the near end's input or writing its output failed (a full disk, a bad descriptor)."""
+
+
+NO_CHANNEL = 125
+"""Exit code of `fastvsock exec` where it failed itself and not the command: docker's number."""
+
+
+class ChannelError(FastvsockError, OSError):
+    """A channel to the guest's agent failed."""
+
+    exit_code = NO_CHANNEL
+
+
+class ProtocolError(ChannelError):
+    """The other end of a channel does not keep to the protocol; it may be no agent at all."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.args = (what,)
+        self.what, self.errno = what, errno.EPROTO
+
+    def __str__(self) -> str:
+        return (
+            f"the guest's agent sent {self.what}: it may be of another release, or another program listens on its port"
+        )
+
+
+class AgentTimeoutError(ChannelError, TimeoutError):
+    """The guest took the connection, and no agent answered."""
+
+    hint = "--timeout SECONDS waits longer"
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.args = (seconds,)
+        self.seconds, self.errno = seconds, errno.ETIMEDOUT
+
+    def __str__(self) -> str:
+        return (
+            f"no answer from the guest's agent within {self.seconds:g} s: the VM may be paused, or another program "
+            "listens on its port"
+        )
+
+
+class ChannelBrokenError(ChannelError, ConnectionError):
+    """The connection ended before the work was over; `how_far` says in words what had been moved."""
+
+    def __init__(self, how_far: str, number: int = 0) -> None:
+        super().__init__()
+        self.args = (how_far, number)
+        self.how_far, self.errno = how_far, number or None
+
+    def __str__(self) -> str:
+        reason = f" ({os.strerror(self.errno)})" if self.errno else ""
+        return (
+            f"the connection to the guest's agent ended early{reason}, after {self.how_far}: the agent, the guest or "
+            "the VMM has ended, or the VM was restored"
+        )
+
+
+NOT_STARTED = {
+    "request": "the guest's agent does not understand the request: {subject}",
+    "version": "the guest's agent knows the protocol's version {subject} only: install the same release of "
+    "fastvsock on the host and in the guest",
+    "command": "cannot run {subject} in the guest: {reason}",
+    "directory": "cannot use the guest's directory {subject}: {reason}",
+    "user": "cannot run as user {subject} in the guest: {reason}",
+    "group": "unknown group {subject} in the guest: use a name of its /etc/group, or a number",
+    "terminal": "cannot open a terminal in the guest: {reason}",
+    "process": "the guest's agent cannot start a process: {reason}",
+    "address": "cannot connect to {subject} in the guest: {reason}",
+}
+
+
+class StartError(FastvsockError, OSError):
+    """The guest's agent could not start the work. `kind` is what it is about, `subject` the name in question."""
+
+    exit_code = NOT_EXECUTABLE
+
+    def __init__(self, kind: str, number: int, subject: str) -> None:
+        super().__init__()
+        self.args = (kind, number, subject)
+        self.kind, self.errno, self.subject = kind, number or None, subject
+        self.filename = subject or None
+        if kind == "command" and number == errno.ENOENT:
+            self.exit_code = NOT_FOUND
+        elif kind not in ("command", "directory", "user", "group"):
+            self.exit_code = NO_CHANNEL
+
+    def __str__(self) -> str:
+        if self.errno:
+            reason = os.strerror(self.errno)
+        else:
+            reason = "there is no such user; use a name of its /etc/passwd, or a number"
+        return NOT_STARTED[self.kind].format(subject=printable(self.subject), reason=reason)
+
+
+class StartMissingError(StartError, FileNotFoundError):
+    """The command, or its directory, is not there."""
+
+
+class StartPermissionError(StartError, PermissionError):
+    """The command, or its directory, may not be used by that user."""
+
+
+class StartRefusedError(StartError, ConnectionRefusedError):
+    """Nobody listens on the address to connect to."""
+
+
+def start_error(kind: str, number: int, subject: str) -> StartError:
+    """The `StartError` of the class that a caller would expect for the errno `number`."""
+    classes = {errno.ENOENT: StartMissingError, errno.EACCES: StartPermissionError, errno.EPERM: StartPermissionError}
+    classes[errno.ECONNREFUSED] = StartRefusedError
+    return classes.get(number, StartError)(kind, number, subject)
 
 
 class EmulatorError(_NumberedError):

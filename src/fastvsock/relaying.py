@@ -120,7 +120,7 @@ class Relay:
         self._near_tcp: socket.socket | Literal[False] | None = None  # None: not looked at yet
         self._woken = self._wakeup = self._down_woken = -1
         sock.setblocking(False)
-        _raise_send_buffer(sock)
+        raise_send_buffer(sock)
         try:
             # Not a pipe, whose pages every idle relay would take from its user's budget; nor an eventfd, since Python
             # writes the numbers of signals as single bytes.
@@ -408,7 +408,7 @@ def _wake_on_signals(fd: int) -> bool:
     return before == -1
 
 
-def _raise_send_buffer(sock: _socket.socket) -> None:
+def raise_send_buffer(sock: _socket.socket) -> None:
     if sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_SNDBUF) >= SEND_BUFFER:
         return
     for option in (SO_SNDBUFFORCE, _socket.SO_SNDBUF):

@@ -15,7 +15,7 @@ import tempfile
 from contextlib import redirect_stdout
 from pathlib import Path
 
-from fastvsock import cli
+from fastvsock.cli import umbrella
 from support import HANG, ROOT
 
 SHELL_SCRIPTS = ROOT / "tests" / "runcvm"  # RunCVM's own, in the shapes that are known
@@ -87,7 +87,7 @@ def fastvsock(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
         stderr = os.dup(2)
         os.dup2(err.fileno(), 2)
         try:
-            status = cli.run(words)
+            status = umbrella.run(words)
         finally:
             os.dup2(stderr, 2)
             os.close(stderr)

@@ -1,148 +1,45 @@
-"""The umbrella command `fastvsock`. A subcommand's module is imported only when it runs."""
+"""The umbrella command `fastvsock`. A subcommand's module is imported only when it runs.
 
-import io
+Those that start once for every `kubectl exec`, and the agent, which stays in memory, do without umbrella.py too: they
+parse their own options, print by themselves, and need nothing more than that to start.
+"""
+
 import os
 import sys
-from importlib import import_module
-
-from .. import __version__, errors, stdio
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import signal as _signal
-    from collections.abc import Callable
 else:
-    import _signal  # signal itself imports enum, which `fastvsock connect` does without
+    import _signal  # signal itself imports enum
 
+LEAN = ("agent", "connect", "exec")
 COMMANDS = {
+    "agent": "in a guest: do what fastvsock exec and fastvsock forward ask for",
     "bench": "measure splice against copy on this machine, or through a real VM",
     "connect": "join stdin and stdout to a port inside a microVM",
     "doctor": "diagnose common problems on this machine and with a VMM, and suggest fixes",
     "emulate": "stand in for a VMM and its guest: a hybrid vsock without a VM, for demos and tests",
+    "exec": "run a command in a guest, without ssh",
     "listen": "accept the connections that a guest makes to a port of the host (CID 2)",
     "proxy": "listen on a port or a Unix socket and join each connection to a port inside a microVM",
     "runcvm": "install into a RunCVM bundle, uninstall, check it, or print a Kubernetes manifest",
 }
 
 
-HELP = """\
-usage: fastvsock COMMAND ...  (fastvsock COMMAND --help tells more)
-
-commands:
-{commands}
-
-options:
-  -h, --help  print this help; fastvsock help [COMMAND] does too, or a command's
-  --version   print the version
-
-environment:
-  FASTVSOCK_ENGINE  auto, splice or copy: what moves the bytes (default auto)
-  FASTVSOCK_DEBUG   1: a traceback for an error that the program does not know
-"""
-
-
-class Stdout(io.FileIO):
-    """Standard output, whose errors can be told from those of other files, and are raised only once."""
-
-    reader_left: BrokenPipeError | None = None
-
-    _failed = False
-
-    def write(self, data: "bytes | bytearray | memoryview") -> int:  # type: ignore[override]
-        """Raises `StreamError`, or `Stdout.reader_left` where nobody reads any more."""
-        if self._failed:
-            return len(data)
-        try:
-            return super().write(data)
-        except BrokenPipeError as error:
-            self._failed = True
-            Stdout.reader_left = error
-            raise
-        except OSError as error:
-            self._failed = True
-            raise errors.StreamError(f"cannot write the output: {error.strerror}", error.errno or 0) from None
-
-
 def main() -> None:
     """The console script. Does not return."""
-    try:
-        mend_streams(sys.argv[1:2])
-        os._exit(run(sys.argv[1:]))
-    except SystemExit as end:
-        os._exit(end.code if isinstance(end.code, int) else 0)
-    except KeyboardInterrupt:  # after all that is to be cleared away
+    name = "".join(sys.argv[1:2])
+    if name not in LEAN:
+        from . import umbrella
+
+        umbrella.main()
+    if _signal.getsignal(_signal.SIGINT) == _signal.default_int_handler:  # Ctrl-C has no traceback
         _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
-        os.kill(os.getpid(), _signal.SIGINT)
+    os._exit(__import__(f"{__name__}.{name}", fromlist=("main",)).main(sys.argv[2:]))  # importlib is not loaded yet
 
 
 def description(name: str) -> str:
     """The summary of a subcommand as a sentence, for its own ``--help``."""
     summary = COMMANDS[name]
     return f"{summary[0].upper()}{summary[1:]}."
-
-
-def mend_streams(command: list[str]) -> None:
-    """Let what is printed go nowhere where that is closed, and tell of a stdout that fails."""
-    if command != ["connect"] and None in (sys.stdin, sys.stdout, sys.stderr):  # connect looks for itself
-        stdio.fill_closed()
-    if sys.stderr is None:
-        sys.stderr = io.StringIO()
-    if sys.stdout is None:
-        sys.stdout = io.StringIO()
-    else:
-        how = {name: getattr(sys.stdout, name) for name in ("encoding", "errors", "line_buffering")}
-        sys.stdout = io.TextIOWrapper(io.BufferedWriter(Stdout(1, "w", closefd=False)), **how)
-
-
-def run(arguments: list[str]) -> int:
-    """Run the subcommand that `arguments` begins with, print what is wrong, and return the exit status."""
-    try:
-        status = _reported(lambda: _run(arguments))
-    except SystemExit as end:  # of argparse, which has said why
-        raise SystemExit(_reported(_flush) or end.code) from None
-    if not status:
-        return _reported(_flush)
-    try:
-        _flush()
-    except OSError:
-        pass  # what went wrong first has been told
-    return status
-
-
-def _reported(act: "Callable[[], int]") -> int:
-    """The status of `act`, or of what is wrong with it, once that is printed."""
-    try:
-        return act()
-    except Exception as error:
-        if error is Stdout.reader_left:
-            return 0  # the reader, `head` for instance, has read enough
-        sentence, status = stdio.message_and_status(error)
-        stdio.log(sentence)
-        return status
-
-
-def _flush() -> int:
-    sys.stdout.flush()
-    return 0
-
-
-def _run(arguments: list[str]) -> int:
-    name = arguments[0] if arguments else ""
-    if name == "help" and arguments[1:]:
-        name, arguments = arguments[1], [arguments[1], "--help"]
-    elif name in ("-h", "--help", "help"):
-        print(_help(), end="")
-        return 0
-    elif name == "--version":
-        print(f"fastvsock {__version__}")
-        return 0
-    if name not in COMMANDS:
-        what = f"unknown command {name!r}" if name else "a command is needed"
-        stdio.log(f"{what}\n{_help()}".rstrip())
-        return errors.USAGE
-    return int(import_module(f".{name}", __package__).main(arguments[1:]))
-
-
-def _help() -> str:
-    width = max(map(len, COMMANDS))
-    return HELP.format(commands="\n".join(f"  {name:{width}}  {summary}" for name, summary in COMMANDS.items()))

@@ -1,0 +1,153 @@
+"""The agent's process: one thread accepts, and each channel has one of its own. At rest nothing wakes up.
+
+The main thread sleeps in poll(2) until a connection, or a signal, is there. What runs short of descriptors, threads or
+memory is waited for; a connection that cannot be served is closed, and the next may fare better.
+"""
+
+import _thread
+import os
+import resource
+import select
+import signal
+import socket
+from time import monotonic
+
+from .. import errors
+from ..stdio import log
+from .work import Agent, EndedError
+
+HOST = 2  # VMADDR_CID_HOST
+LOCAL = 1  # VMADDR_CID_LOCAL: for nothing but a policy that names it
+PAUSE = 1.0  # seconds after a shortage
+STACK = 1 << 18  # bytes; the default of 8 MiB is address space that some guests do not have a hundred times
+MAX_CHANNELS = 1023  # as many connections as a VMM has: Firecracker's vsock/unix/mod.rs
+ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+def open_vsock(port: int) -> socket.socket:
+    """Listen on an AF_VSOCK port. Raises `FastvsockError`."""
+    try:
+        sock = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind((socket.VMADDR_CID_ANY, port))
+            sock.listen(128)
+            sock.setblocking(False)
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+    except OSError as error:
+        raise errors.FastvsockError(
+            f"cannot listen on vsock port {port}: {error.strerror or error} (below 1024 only root may, and the guest's "
+            "kernel needs CONFIG_VIRTIO_VSOCKETS)"
+        ) from None
+
+
+def prepare_process() -> tuple[int, int]:
+    """Raise the limit of descriptors, and keep what was inherited from commands; the limit as it was, for those."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (before[1], before[1]))
+    try:
+        names = os.listdir("/proc/self/fd")
+    except OSError:
+        return before
+    for fd in map(int, names):
+        try:
+            if fd > 2:
+                os.set_inheritable(fd, False)
+        except OSError:
+            pass  # it was open for reading the folder
+    return before
+
+
+class Server:
+    """Serves the connections of `listener`, from peers whose CID is one of `cids`, until a signal ends it."""
+
+    def __init__(self, agent: Agent, listener: socket.socket, cids: frozenset[int]) -> None:
+        self._agent, self._listener, self._cids = agent, listener, cids
+        self._open = 0
+        self._lock = _thread.allocate_lock()
+        self._signal = 0
+        self._woken, self._wakeup = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.set_wakeup_fd(self._wakeup, warn_on_full_buffer=False)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())  # commands inherit it
+        signal.signal(signal.SIGCHLD, lambda number, frame: None)
+        for number in ENDING:
+            if signal.getsignal(number) != signal.SIG_IGN:  # nohup, and a shell's background jobs, mean it so
+                signal.signal(number, self._end)
+
+    def _end(self, number: int, frame: object) -> None:
+        self._signal = number
+
+    def run(self) -> int:
+        """Accept until a signal comes, end what is open, and return 128 plus the signal's number."""
+        _thread.stack_size(STACK)
+        paused_until = 0.0
+        while not self._signal:
+            pause = paused_until - monotonic()
+            accepting = pause <= 0 and self._open < MAX_CHANNELS
+            ready = self._wait(accepting, pause)
+            if accepting and self._listener.fileno() in ready and not self._accept():
+                paused_until = monotonic() + PAUSE
+        self._agent.cut()
+        while self._open:
+            self._wait(False, 0)
+        return 128 + self._signal
+
+    def _wait(self, accepting: bool, pause: float) -> list[int]:
+        """Until something has happened, or for `pause` seconds where that is more than 0: the descriptors."""
+        poll = select.poll()
+        poll.register(self._woken, select.POLLIN)
+        if accepting:
+            poll.register(self._listener, select.POLLIN)
+        ready = [fd for fd, _ in poll.poll(pause * 1000 if pause > 0 else None)]
+        if self._woken in ready:
+            os.read(self._woken, 4096)
+            self._agent.children.look()
+        return ready
+
+    def _accept(self) -> bool:
+        """Take one connection and start its thread. False where something is short."""
+        try:
+            sock, address = self._listener.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return True
+        except OSError as error:
+            log(f"cannot accept a connection: {error.strerror}; trying again in {PAUSE:g} s")
+            return False
+        if sock.family == socket.AF_VSOCK and address[0] not in self._cids:
+            sock.close()
+            log(f"refused a connection of CID {address[0]}: only {', '.join(map(str, sorted(self._cids)))} may")
+            return True
+        with self._lock:
+            self._open += 1
+        try:
+            _thread.start_new_thread(self._serve, (sock,))
+        except (RuntimeError, MemoryError) as error:
+            sock.close()
+            self._ended()
+            log(f"cannot serve a connection: {error}; it was closed")
+            return False
+        return True
+
+    def _serve(self, sock: socket.socket) -> None:
+        try:
+            self._agent.serve(sock)
+        except EndedError as error:
+            if str(error):
+                log(str(error))
+        except Exception as error:
+            if os.environ.get("FASTVSOCK_DEBUG") == "1":
+                raise
+            log(f"unexpected {type(error).__name__} in a channel: {error}")
+        finally:
+            self._ended()
+
+    def _ended(self) -> None:
+        with self._lock:
+            self._open -= 1
+        try:
+            os.write(self._wakeup, b"\0")
+        except BlockingIOError:
+            pass  # full, and so readable

@@ -1,0 +1,123 @@
+"""`fastvsock agent`: the guest's side of `fastvsock exec` and `fastvsock forward`."""
+
+from .. import __version__, errors, stdio
+from ..agent import server
+from ..agent.work import Agent
+from ..channels.protocol import PORT
+from ..engines import ENGINES, choose
+from ..handshake import parse_port
+from ..host.addresses import Address
+from ..host.listeners import Listener, open_listener
+from ..services.announce import check_ready, notify
+from ..stdio import fill_closed, log, write_line
+from . import lean
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+HELP = """\
+usage: fastvsock agent [options]
+
+In a guest: do what `fastvsock exec` and `fastvsock forward` on its host ask for.
+Connections of the host (CID 2) are served, and nobody else's.
+
+options:
+  --port PORT           AF_VSOCK port to listen on (default 721)
+  --listen unix:PATH    a Unix socket instead (mode 0600), which answers CONNECT
+                        as a VMM's does: for tests, and VMMs of other kinds
+  --allow-cid CID       serve peers with this CID instead of 2; may be repeated
+  --ready-fd N          write the address to descriptor N once it listens
+  --engine ENGINE       auto, splice or copy (default: FASTVSOCK_ENGINE, or auto)
+  --version             print the version
+  -h, --help            print this help
+
+exit status: 128+n ended by signal n (TERM, INT, HUP), once the sessions that it
+started have ended; 1 a failure, told on stderr in one line; 2 wrong usage.
+"""
+
+VALUES = {f"--{name}": name.replace("-", "_") for name in ("port", "listen", "allow-cid", "ready-fd", "engine")}
+
+
+class Options:
+    """The command line, with its defaults."""
+
+    def __init__(self) -> None:
+        self.port = PORT
+        self.listen = ""
+        self.cids: set[int] = set()
+        self.ready_fd: int | None = None
+        self.engine: str | None = None
+
+    def take(self, name: str, value: str) -> None:
+        """Set the option `name`. Raises `UsageError` and `PortError`."""
+        if name == "port":
+            self.port = parse_port(value)
+        elif name == "listen":
+            self.listen = value.removeprefix("unix:")
+            if not (value.startswith("unix:") and self.listen):
+                raise errors.UsageError(f"invalid --listen {value!r}: expected unix:PATH")
+        elif name == "engine":
+            if value not in ENGINES:
+                raise errors.UsageError(f"unknown engine {value!r}: use auto, splice or copy")
+            self.engine = value
+        elif not (value.isascii() and value.isdigit() and int(value) < 1 << 32):
+            raise errors.UsageError(f"invalid --{name.replace('_', '-')} {value!r}: expected a number")
+        elif name == "allow_cid":
+            self.cids.add(int(value))
+        else:
+            self.ready_fd = int(value)
+
+
+def main(arguments: "Sequence[str]") -> int:
+    """Run the subcommand and return the exit status."""
+    try:
+        options = parse(arguments)
+        return 0 if options is None else _serve(options)
+    except Exception as error:
+        sentence, status = stdio.message_and_status(error)
+        if isinstance(error, errors.UsageError):
+            sentence += "\nusage: fastvsock agent [options] (fastvsock agent --help tells more)"
+        log(sentence)
+        return status
+
+
+def parse(arguments: "Sequence[str]") -> Options | None:
+    """The options of a command line; None where help or version were printed. Raises `UsageError` and `PortError`."""
+    options = Options()
+    rest = iter(arguments)
+    for word in rest:
+        if word in ("-h", "--help", "--version"):
+            lean.put(f"fastvsock {__version__}\n" if word == "--version" else HELP)
+            return None
+        if not word.startswith("-"):
+            raise errors.UsageError(f"unexpected argument {errors.printable(word)}")
+        for name, value in lean.take_option(word, rest, {}, VALUES):
+            assert value is not None
+            options.take(name, value)
+    return options
+
+
+def _serve(options: Options) -> int:
+    fill_closed()
+    if options.ready_fd is not None:
+        check_ready(options.ready_fd)
+    choose(options.engine)  # before the first connection would report a wrong one
+    limit = server.prepare_process()
+    if options.listen:
+        listener = open_listener(Address(path=options.listen))
+        where = str(listener.address)
+    else:
+        listener = Listener(server.open_vsock(options.port))
+        where = f"vsock:{options.port}"
+    try:
+        serving = server.Server(Agent(limit, options.engine), listener.sock, frozenset(options.cids or {server.HOST}))
+        write_line(1, f"listening on {where}")
+        if options.ready_fd is not None:
+            write_line(options.ready_fd, where)
+        notify(f"READY=1\nSTATUS=Listening on {where}")
+        status = serving.run()
+        notify("STOPPING=1")
+    finally:
+        listener.close()
+    return status

@@ -1,0 +1,249 @@
+"""`fastvsock exec UDS COMMAND`: a command in the guest, with this process' stdin, stdout, stderr, signals and terminal.
+
+It starts once for every `kubectl exec`, so it is on the hot path as runcvm_vsock_connect.py is: it parses its own
+options, and loads nothing that a start does not need.
+"""
+
+import os
+from time import monotonic
+
+from .. import __version__, errors, handshake, stdio
+from ..channels import protocol
+from ..channels.client import Channel, Command
+from ..channels.protocol import Request
+from ..engines import ENGINES
+from ..stdio import fill_closed, log
+from . import lean
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import signal as _signal
+    from collections.abc import Sequence
+
+    from ..channels.terminal import RawMode
+else:
+    import _signal  # signal itself imports enum
+
+HELP = """\
+usage: fastvsock exec [options] UDS [--] COMMAND [ARG ...]
+
+Run a command in the guest behind UDS, the VMM's vsock Unix socket, where
+`fastvsock agent` listens. Its stdout, stderr and exit status are this
+program's; signals (INT, TERM, HUP, QUIT, USR1, USR2, WINCH) are passed on.
+
+options:
+  -i, --interactive      pass stdin on; without it the command's is empty
+  -t, --tty              give the command a terminal, and make this one raw
+  -u, --user USER[:GROUP]
+                         names or numbers of the guest's (default: the agent's)
+  --groups GROUP,...     supplementary groups (default: the user's)
+  -w, --workdir DIR      working directory in the guest
+  -e, --env NAME=VALUE   a variable for the command; NAME alone: as it is here
+  --env-file FILE        such variables, one a line; # begins a comment
+  --clear-env            nothing of the agent's own environment
+  --port PORT            the agent's AF_VSOCK port (default 721)
+  --timeout SECONDS      time for connecting and the first answer (default 10)
+  --wait SECONDS         retry for so long while the guest is booting (default 0)
+  --engine ENGINE        auto, splice or copy (default: FASTVSOCK_ENGINE, or auto)
+  --stats                one line on stderr at the end: bytes each way, time
+  --version              print the version
+  -h, --help             print this help
+
+exit status: the command's, 128+n if signal n ended it; 127 there is no such
+command, 126 it cannot be run, or not as that user or in that directory; 125
+fastvsock itself failed, wrong usage included, told on stderr in one line.
+"""
+
+FLAGS = {"-i": "stdin", "--interactive": "stdin", "-t": "tty", "--tty": "tty"}
+FLAGS |= {"--clear-env": "clear_env", "--stats": "stats"}
+VALUES = {"-u": "user", "--user": "user", "-w": "workdir", "--workdir": "workdir", "-e": "env", "--env": "env"}
+VALUES |= {f"--{name}": name.replace("-", "_") for name in ("groups", "env-file", "port", "timeout", "wait", "engine")}
+PASSED_ON = (_signal.SIGINT, _signal.SIGTERM, _signal.SIGHUP, _signal.SIGQUIT, _signal.SIGUSR1, _signal.SIGUSR2)
+
+
+class Options:
+    """The command line, with its defaults. Times are in seconds."""
+
+    def __init__(self) -> None:
+        self.stdin = self.tty = self.clear_env = self.stats = False
+        self.user = self.workdir = self.uds = ""
+        self.groups: list[bytes] | None = None
+        self.environment: list[bytes] = []
+        self.port, self.timeout, self.wait = protocol.PORT, 10.0, 0.0
+        self.engine: str | None = None
+        self.command: list[str] = []
+
+    def take(self, name: str, value: str | None) -> None:
+        """Set the option `name`. Raises `UsageError` and `PortError`."""
+        if value is None:
+            setattr(self, name, True)
+        elif name == "env":
+            self.environment += _variable(os.fsencode(value))
+        elif name == "env_file":
+            self.environment += _read_variables(value)
+        elif name == "groups":
+            self.groups = [os.fsencode(group) for group in value.split(",") if group]
+        elif name == "port":
+            self.port = handshake.parse_port(value)
+        elif name == "engine" and value not in ENGINES:
+            raise errors.UsageError(f"unknown engine {value!r}: use auto, splice or copy")
+        elif name in ("timeout", "wait"):
+            setattr(self, name, lean.seconds(name, value, positive=name == "timeout"))
+        else:
+            setattr(self, name, value)
+
+    @property
+    def request(self) -> Request:
+        """What the agent is asked for."""
+        flags = protocol.WITH_STDIN * self.stdin | protocol.TERMINAL * self.tty
+        variables = list(self.environment)
+        size = (0, 0)
+        if self.tty:
+            from ..channels import terminal
+
+            size = terminal.size()
+            variables.insert(0, b"TERM=" + os.environb.get(b"TERM", b"xterm"))
+        return Request(
+            protocol.EXEC,
+            arguments=map(os.fsencode, self.command),
+            variables=variables,
+            directory=os.fsencode(self.workdir),
+            user=os.fsencode(self.user),
+            groups=self.groups,
+            flags=flags | protocol.CLEAR_ENVIRONMENT * self.clear_env,
+            size=size,
+        )
+
+
+def _variable(text: bytes) -> list[bytes]:
+    """``NAME=VALUE``, or the variable of this process that is called so, if there is one. Raises `UsageError`."""
+    name, equals, _ = text.partition(b"=")
+    if not name:
+        raise errors.UsageError(f"invalid variable {errors.printable(os.fsdecode(text))!r}: expected NAME=VALUE")
+    if equals:
+        return [text]
+    value = os.environb.get(name)
+    return [] if value is None else [name + b"=" + value]
+
+
+def _read_variables(path: str) -> list[bytes]:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            text = b"".join(iter(lambda: os.read(fd, 1 << 16), b""))
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise errors.UsageError(f"cannot read --env-file {errors.printable(path)}: {error.strerror}") from None
+    lines = (line.lstrip().rstrip(b"\r") for line in text.split(b"\n"))
+    return [found for line in lines if line and not line.startswith(b"#") for found in _variable(line)]
+
+
+def main(arguments: "Sequence[str]") -> int:
+    """Run the subcommand and return the exit status."""
+    try:
+        options = parse(arguments)
+        return 0 if options is None else Execution(options).run()
+    except Exception as error:
+        sentence, status = stdio.message_and_status(error, hints=True)
+        if isinstance(error, errors.UsageError):
+            sentence += f"\n{HELP.partition(chr(10))[0]} (fastvsock exec --help tells more)"
+        log(sentence)
+        return status if isinstance(error, errors.StartError) else errors.NO_CHANNEL
+
+
+def parse(arguments: "Sequence[str]") -> Options | None:
+    """The options of a command line; None where help or version were printed. Raises `UsageError` and `PortError`."""
+    options = Options()
+    rest = iter(arguments)
+    for word in rest:
+        if word in ("-h", "--help", "--version"):
+            lean.put(f"fastvsock {__version__}\n" if word == "--version" else HELP)
+            return None
+        if word == "--" and options.uds:
+            options.command = list(rest)
+        elif word.startswith("-") and word != "-":
+            for name, value in () if word == "--" else lean.take_option(word, rest, FLAGS, VALUES):
+                options.take(name, value)
+        elif options.uds:
+            options.command = [word, *rest]
+        else:
+            options.uds = word
+            if not word:
+                raise errors.EmptyPathError(word, options.port)
+    if not options.uds or not options.command:
+        raise errors.UsageError("expected UDS and COMMAND" if not options.uds else errors.MISSING_COMMAND)
+    return options
+
+
+class Execution:
+    """One run of the command, with our signals and our terminal."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._command: Command | None = None
+        self._raw: RawMode | None = None
+
+    def run(self) -> int:
+        """The exit status. Raises `FastvsockError`."""
+        options = self._options
+        _signal.signal(_signal.SIGPIPE, _signal.SIG_IGN)
+        for number in (*PASSED_ON, _signal.SIGWINCH):
+            if _signal.getsignal(number) != _signal.SIG_IGN:  # nohup, and a shell's background jobs, mean it so
+                _signal.signal(number, self._pass_on)
+        fill_closed()
+        started = monotonic()
+        channel = Channel(
+            options.uds,
+            options.request,
+            port=options.port,
+            timeout=options.timeout,
+            wait=options.wait,
+            engine=options.engine,
+        )
+        _signal.set_wakeup_fd(channel.wakeup, warn_on_full_buffer=False)
+        try:
+            files = 0 if options.stdin else None, 1, None if options.tty else 2
+            command = Command(channel, files)
+            if options.tty:
+                self._take_terminal(command)
+            self._command = command
+            return command.run()
+        finally:
+            if self._raw:
+                self._raw.leave()
+            if options.stats:
+                log(_stats(channel, monotonic() - started))
+
+    def _pass_on(self, number: int, frame: object) -> None:
+        if self._command:
+            self._command.signal(number)
+        elif number != _signal.SIGWINCH:
+            os._exit(128 + number)
+
+    def _take_terminal(self, command: Command) -> None:
+        """Follow the size of our terminal, and make it raw if the command gets what is typed there."""
+        from ..channels import terminal
+
+        def resize(number: int, frame: object) -> None:
+            command.resize(*terminal.size())
+
+        def stop(number: int, frame: object) -> None:
+            if self._raw:
+                self._raw.stop()
+            resize(number, frame)
+
+        _signal.signal(_signal.SIGWINCH, resize)
+        if self._options.stdin and os.isatty(0):
+            self._raw = terminal.RawMode(0)
+            _signal.signal(_signal.SIGTSTP, stop)
+            self._raw.enter()
+
+
+def _stats(channel: Channel, seconds: float) -> str:
+    sent, received = channel.exchange.moved
+    times = os.times()
+    return (
+        f"up {sent} bytes, down {received} bytes, {channel.exchange.engine}; {seconds:.3f} s, "
+        f"CPU {times.user + times.system:.3f} s"
+    )

@@ -1,0 +1,172 @@
+"""`fastvsock exec -t`: a terminal in the guest, and ours as it was whatever happens."""
+
+import fcntl
+import os
+import signal
+import struct
+import sys
+import termios
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from support import HANG, Child, started, write_all
+from support.channels import Guest, exec_command, exec_in, processes_with, within
+
+TAKE = """
+import fcntl, os, sys, termios
+os.setsid()
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+class Terminal:
+    """A terminal of the test's, with the real command in it."""
+
+    def __init__(self, ours: int, its: int, child: Child) -> None:
+        self.ours, self.its, self.child = ours, its, child
+        self.seen = b""
+
+    def expect(self, text: bytes) -> None:
+        """Read until `text` has come."""
+        while text not in self.seen:
+            self.seen += os.read(self.ours, 4096)
+        self.seen = self.seen.partition(text)[2]
+
+    def type(self, text: bytes) -> None:
+        write_all(self.ours, text)
+
+    def resize(self, rows: int, columns: int) -> None:
+        fcntl.ioctl(self.its, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+    @property
+    def modes(self) -> list[object]:
+        return termios.tcgetattr(self.its)
+
+    @property
+    def is_raw(self) -> bool:
+        flags = self.modes[3]
+        assert isinstance(flags, int)
+        return not flags & (termios.ICANON | termios.ECHO | termios.ISIG)
+
+
+@contextmanager
+def terminal(guest: Guest, *words: str, options: tuple[str, ...] = ("-it",), engine: str) -> Iterator[Terminal]:
+    """The command in a terminal of 30 rows and 100 columns, which is its controlling one."""
+    ours, its = os.openpty()
+    fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
+    command = exec_command(guest, *words, options=options, engine=engine)
+    try:
+        with started([sys.executable, "-c", TAKE, *command], stdin=its, stdout=its, stderr=its) as child:
+            yield Terminal(ours, its, child)
+    finally:
+        os.close(ours)
+        os.close(its)
+
+
+def test_the_command_has_a_terminal_of_our_size(guest: Guest, engine: str) -> None:
+    with terminal(
+        guest, "sh", "-c", "test -t 0 && test -t 1 && test -t 2 && stty size; echo $TERM", engine=engine
+    ) as tty:
+        tty.expect(b"30 100\r\n")
+        assert tty.child.wait(HANG) == 0
+
+
+def test_the_terminal_is_the_commands_own(guest: Guest, engine: str) -> None:
+    script = "import os; print(os.tcgetpgrp(os.open('/dev/tty', os.O_RDWR)) == os.getpid() == os.getsid(0))"
+    with terminal(guest, sys.executable, "-c", script, engine=engine) as tty:
+        tty.expect(b"True\r\n")
+
+
+def test_what_is_typed_arrives_and_comes_back(guest: Guest, engine: str) -> None:
+    with terminal(guest, "cat", engine=engine) as tty:
+        tty.type(b"hello\n")
+        tty.expect(b"hello\r\nhello\r\n")
+        tty.type(b"\x04")
+        assert tty.child.wait(HANG) == 0
+
+
+def test_ctrl_c_goes_to_the_command(guest: Guest, engine: str) -> None:
+    with terminal(
+        guest, "sh", "-c", "trap 'echo caught; exit 3' INT; echo ready; while :; do sleep 0.05; done", engine=engine
+    ) as tty:
+        tty.expect(b"ready")
+        tty.type(b"\x03")
+        tty.expect(b"caught")
+        assert tty.child.wait(HANG) == 3
+
+
+def test_the_size_is_followed(guest: Guest, engine: str) -> None:
+    script = "trap 'stty size; exit' WINCH; echo ready; while :; do sleep 0.05; done"
+    with terminal(guest, "sh", "-c", script, engine=engine) as tty:
+        tty.expect(b"ready")
+        tty.resize(41, 142)
+        tty.expect(b"41 142\r\n")
+
+
+def test_our_terminal_is_raw_meanwhile_and_then_as_it_was(guest: Guest, engine: str) -> None:
+    with terminal(guest, "sh", "-c", "echo ready; read line; exit 5", engine=engine) as tty:
+        before = tty.modes
+        tty.expect(b"ready")
+        assert tty.is_raw
+        tty.type(b"\n")
+        assert tty.child.wait(HANG) == 5
+        assert tty.modes == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT])
+def test_it_is_as_it_was_when_we_are_killed(guest: Guest, engine: str, number: int) -> None:
+    with terminal(guest, "sh", "-c", "echo ready; sleep 1000", engine=engine) as tty:
+        before = tty.modes
+        tty.expect(b"ready")
+        assert tty.is_raw
+        tty.child.send_signal(number)
+        tty.child.wait(HANG)
+        assert within(HANG, lambda: tty.modes == before)
+
+
+def test_it_is_as_it_was_when_the_connection_breaks(engine: str, guest: Guest) -> None:
+    mark = uuid.uuid4().hex
+    with terminal(guest, "sh", "-c", "echo ready; sleep 1000; true", mark, engine=engine) as tty:
+        before = tty.modes
+        tty.expect(b"ready")
+        for pid in processes_with(mark):
+            if pid != tty.child.pid:
+                os.kill(pid, signal.SIGKILL)
+        assert tty.child.wait(HANG) == 137
+        assert tty.modes == before
+
+
+def test_it_is_as_it_was_while_we_are_stopped(guest: Guest, engine: str) -> None:
+    with terminal(guest, "sh", "-c", "echo ready; read line; stty size", engine=engine) as tty:
+        before = tty.modes
+        tty.expect(b"ready")
+        tty.child.send_signal(signal.SIGTSTP)
+        assert within(HANG, lambda: tty.modes == before)
+        tty.resize(10, 20)
+        tty.child.send_signal(signal.SIGCONT)
+        assert within(HANG, lambda: tty.is_raw)
+        tty.type(b"\n")
+        tty.expect(b"10 20")
+
+
+def test_a_terminal_is_not_needed_here_to_give_one(guest: Guest, engine: str) -> None:
+    done = exec_in(guest, "sh", "-c", "tty; cat", input=b"typed\n", options=["-t"], engine=engine)
+    assert b"/dev/pts/" in done.stdout
+    assert done.stdout.count(b"typed\r\n") == 2, "echoed and read"
+    assert done.returncode == 0, "the end of what is passed on is the end of what is typed"
+
+
+def test_a_command_killed_behind_its_terminal(guest: Guest, engine: str) -> None:
+    with terminal(guest, "sh", "-c", "echo ready; kill -KILL $$", engine=engine) as tty:
+        tty.expect(b"ready")
+        assert tty.child.wait(HANG) == 137
+
+
+def test_the_last_words_of_a_command_come_out_of_its_terminal(guest: Guest, engine: str) -> None:
+    with terminal(guest, "sh", "-c", "sleep 1000 & seq 1 20000", engine=engine) as tty:
+        tty.expect(b"\r\n20000\r\n")
+        assert tty.child.wait(HANG) == 0
