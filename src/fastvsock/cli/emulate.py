@@ -1,18 +1,24 @@
 """`fastvsock emulate UDS`: the VMM's side of a hybrid vsock with a guest behind it, without a VM."""
 
 import argparse
+import os
 import shutil
 import signal
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
+from tempfile import TemporaryDirectory
 from types import FrameType
 
-from ..emulator import DEFAULT_SERVICES, VMMS, Emulator, Exec, Service, Tcp, chargen, discard, echo
+from ..channels.protocol import PORT as AGENT_PORT
+from ..emulator import DEFAULT_SERVICES, VMMS, Emulator, Exec, Service, Tcp, Unix, chargen, discard, echo
 from ..emulator.emulator import path_warning
-from ..errors import UsageError, printable
+from ..errors import FastvsockError, UsageError, printable
 from ..handshake import parse_port
 from ..host.addresses import parse_target
 from ..host.processes import raise_descriptor_limit
 from ..stdio import log
+from . import agent
 
 EPILOG = """\
 exit status: 128+n ended by signal n (SIGTERM, SIGINT, SIGHUP), after the children have ended and UDS is removed;
@@ -52,6 +58,11 @@ an option gives them another service."""
         help="run COMMAND (without a shell) for each connection, as its stdin and stdout. To reach a port of the host, "
         "COMMAND connects to the Unix socket ${FASTVSOCK_HOST_SOCKET_PREFIX}_PORT",
     )
+    parser.add_argument(
+        "--agent",
+        action="store_true",
+        help=f"run fastvsock agent at port {AGENT_PORT}, so that fastvsock exec and forward work, on this machine",
+    )
     option("--tcp", metavar="PORT=HOST:PORT", help="join each connection to a TCP port")
     parser.add_argument("-v", "--verbose", action="store_true", help="log connections to stderr")
 
@@ -61,8 +72,38 @@ def run(args: argparse.Namespace) -> int:
 
     Raises `UsageError` or `PortError` for an invalid service, `EmulatorError` where `UDS` cannot be used.
     """
-    services = DEFAULT_SERVICES | _services(args)
-    raise_descriptor_limit()  # 1,023 connections take more than the usual 1,024 descriptors
+    with ExitStack() as stack:
+        services = DEFAULT_SERVICES | _services(args)
+        if args.agent:
+            services[AGENT_PORT] = Unix(stack.enter_context(_agent()))
+        raise_descriptor_limit()  # 1,023 connections take more than the usual 1,024 descriptors
+        return _serve(args, services)
+
+
+@contextmanager
+def _agent() -> Iterator[str]:
+    """A child that is the agent, from before there are threads here; the path of the Unix socket that it listens on."""
+    with TemporaryDirectory(prefix="fastvsock-") as folder:
+        path = f"{folder}/agent"
+        is_ready, ready = os.pipe()
+        pid = os.fork()
+        if not pid:
+            os.close(is_ready)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what it announces is for us alone
+            os.setpgid(0, 0)  # a terminal's SIGINT is the emulator's to hand on
+            os._exit(agent.main(["--listen", f"unix:{path}", "--ready-fd", str(ready)]))
+        try:
+            os.close(ready)
+            if not os.read(is_ready, 1):
+                raise FastvsockError("the agent did not start")
+            yield path
+        finally:
+            os.close(is_ready)
+            os.kill(pid, signal.SIGTERM)
+            os.waitpid(pid, 0)
+
+
+def _serve(args: argparse.Namespace, services: dict[int, Service]) -> int:
     emulator = Emulator(args.uds, services, log if args.verbose else None, args.vmm)
     status = 0
 

@@ -13,9 +13,9 @@ guest needs no VM, and can look at both ends:
 ...             host.recv(100)
 b'12:00'
 
-`Exec` runs a program for each connection, `Tcp` joins it to a TCP port, and `echo`, `discard` and `chargen` are what
-their names say. `Emulator.connect_to_host` is a connection that the guest makes. ``Emulator(uds,
-vmm="cloud-hypervisor")`` follows Cloud Hypervisor's rules instead of Firecracker's.
+`Exec` runs a program for each connection, `Tcp` joins it to a TCP port, `Unix` to a Unix socket, and `echo`, `discard`
+and `chargen` are what their names say. `Emulator.connect_to_host` is a connection that the guest makes.
+``Emulator(uds, vmm="cloud-hypervisor")`` follows Cloud Hypervisor's rules instead of Firecracker's.
 """
 
 from .emulator import Emulator as Emulator
@@ -23,6 +23,7 @@ from .guest import DEFAULT_SERVICES as DEFAULT_SERVICES
 from .guest import Exec as Exec
 from .guest import Service as Service
 from .guest import Tcp as Tcp
+from .guest import Unix as Unix
 from .guest import chargen as chargen
 from .guest import discard as discard
 from .guest import echo as echo

@@ -19,7 +19,7 @@ from types import TracebackType
 from ..errors import SUN_PATH_MAX, EmulatorError, printable
 from ..host.socket_file import SocketFile
 from .connection import IN, Connection
-from .guest import DEFAULT_SERVICES, Service
+from .guest import DEFAULT_SERVICES, Service, Unix
 from .launcher import Launcher
 from .poller import Poller
 from .request_line import LONGEST
@@ -233,15 +233,20 @@ class Emulator:
         if not self._has_room() or service is None:
             reason = "no room" if service else "nothing listens there"
             return self._refuse(request, f"connection {name} refused: {reason}")
+        guest = request.guest
         try:
-            self._launcher.serve(service, request.end, name)
-        except RuntimeError as error:
+            if isinstance(service, Unix):
+                guest = _reach(service)
+                _close(request.guest, request.end)
+            else:
+                self._launcher.serve(service, request.end, name)
+        except (RuntimeError, OSError) as error:
             return self._refuse(request, f"connection {name} refused: {error}")
         try:
             request.host.send(b"OK %d\n" % host_port)
         except OSError:
             pass  # the host has left, as the connection will find out
-        self._add(request.host, request.guest, name)
+        self._add(request.host, guest, name)
 
     def _refuse(self, request: _Request, sentence: str) -> None:
         self._log(sentence)
@@ -306,3 +311,10 @@ def _pair() -> tuple[socket.socket, socket.socket]:
     guest.setblocking(False)
     guest.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, GUEST_BUFFER)
     return guest, end
+
+
+def _reach(service: Unix) -> socket.socket:
+    """The VMM's half of a connection whose other half another process has. Raises `OSError`."""
+    guest = service.connect()
+    guest.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, GUEST_BUFFER)
+    return guest

@@ -60,9 +60,28 @@ class Tcp:
             up.join()
 
 
-Service = Callable[[socket.socket], object] | Exec
-"""What serves a port: an `Exec`, or a callable. The callable runs in a thread of its own for each connection and gets
-the guest's end, a blocking stream socket that is closed when it returns. An `OSError` that it raises is logged."""
+@dataclass(frozen=True)
+class Unix:
+    """A service of another process, which listens on the Unix socket `path`: its end of a connection is the guest's."""
+
+    path: str
+
+    def connect(self) -> socket.socket:
+        """A connection to it, which does not block. Raises `OSError`."""
+        sock = socket.socket(socket.AF_UNIX)
+        try:
+            sock.setblocking(False)
+            sock.connect(self.path)
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+
+Service = Callable[[socket.socket], object] | Exec | Unix
+"""What serves a port: an `Exec`, a `Unix`, or a callable. The callable runs in a thread of its own for each connection
+and gets the guest's end, a blocking stream socket that is closed when it returns. An `OSError` that it raises is
+logged."""
 
 
 def echo(guest: socket.socket) -> None:

@@ -11,7 +11,7 @@ from functools import partial
 from time import monotonic
 
 from .connection import IN
-from .guest import Exec, Service
+from .guest import Exec
 from .poller import Poller
 
 PATIENCE = 2.0  # seconds that services have to end after their connections
@@ -42,7 +42,7 @@ class Launcher:
         self._children: dict[int, subprocess.Popen[bytes]] = {}
         self._threads: set[threading.Thread] = set()
 
-    def serve(self, service: Service, end: socket.socket, name: str) -> None:
+    def serve(self, service: Callable[[socket.socket], object] | Exec, end: socket.socket, name: str) -> None:
         """Hand the guest's end to its service, which closes it.
 
         A thread starts here; a child waits for `start_child`. Raises `RuntimeError` where no thread can be started.

@@ -43,7 +43,7 @@ SENTENCES = {
 }
 
 
-class Complaint(Exception):  # noqa: N818 (it is a finding, and `errors.ProtocolError` the error)
+class Complaint(Exception):
     """The other end broke the rules. The arguments are the code, the frame's type and stream, and a number."""
 
     def __str__(self) -> str:
