@@ -1,7 +1,7 @@
 """fastvsock connects descriptors and sockets to ports inside a microVM, over hybrid vsock.
 
-`connect`, `open_connection` (asyncio), `relay` and the errors are the Python interface. They are loaded on first use
-(PEP 562), so that importing one module of the package does not import the rest.
+`connect`, `open_connection` (asyncio), `relay`, `Guest`, `AsyncGuest` and the errors are the Python interface. They are
+loaded on first use (PEP 562), so that importing one module of the package does not import the rest.
 """
 
 TYPE_CHECKING = False
@@ -11,12 +11,15 @@ if TYPE_CHECKING:
     from .api import connect as connect
     from .api import open_connection as open_connection
     from .api import relay as relay
+    from .channels.aio import AsyncGuest as AsyncGuest
+    from .channels.guest import Guest as Guest
     from .errors import *  # noqa: F403
     from .relaying import RelayResult as RelayResult
 
 __version__ = "0.2.0.dev0"
 
 _HOME = {"connect": "api", "open_connection": "api", "relay": "api", "RelayResult": "relaying"}
+_HOME |= {"AsyncGuest": "channels.aio", "Guest": "channels.guest"}
 
 
 def __getattr__(name: str) -> "Any":

@@ -161,7 +161,7 @@ def test_frames_that_break_the_rules_are_refused(listener: Listener, engine: str
         frames.frame(protocol.FAILED, 0, b"\xff\0\0\0\0name"),
         frames.frame(protocol.STARTED, 0, b"\x09\0\0\0\xffx"),
         STARTED + frames.frame(protocol.EXIT, 0, b""),
-        STARTED + frames.frame(protocol.EXIT, 0, b"\0\0"),
+        STARTED + frames.frame(protocol.EXIT, 0, b"\0\0\0"),
         b"SSH-2.0-OpenSSH_9.9\r\n",
         b"HTTP/1.1 400 Bad Request\r\n\r\n",
     ],

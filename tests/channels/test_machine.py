@@ -97,7 +97,7 @@ class Channel(RuleBasedStateMachine):
             self.sides["client"].wire += protocol.signal(number)
 
     @precondition(lambda self: not self.server.has_exited)
-    @rule(status=st.integers(0, 255))
+    @rule(status=st.integers(-64, 255))
     def exit(self, status: int) -> None:
         for stream in OUTGOING["agent"]:
             self.end(stream)

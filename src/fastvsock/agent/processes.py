@@ -14,7 +14,7 @@ LOOK_FIRST, LOOK_LAST = 0.01, 0.2  # seconds between two looks at a session, dou
 
 
 class Child:
-    """A running command. `status` is as a shell's $?, once it has ended; `wake` is an eventfd to say so."""
+    """A running command. `status` is 0 to 255 once it has ended, or -n for signal n; `wake` is an eventfd to say so."""
 
     def __init__(self, pid: int, wake: int) -> None:
         self.pid, self.wake = pid, wake
@@ -121,4 +121,4 @@ def _status(pid: int) -> int | None:
     found = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     if found is None:
         return None
-    return found.si_status if found.si_code == os.CLD_EXITED else 128 + found.si_status
+    return found.si_status if found.si_code == os.CLD_EXITED else -found.si_status

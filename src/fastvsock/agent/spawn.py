@@ -89,9 +89,9 @@ def _become(command: Command, paths: "list[bytes]", report: int) -> None:
             os.dup2(fd, target)
         resource.setrlimit(resource.RLIMIT_NOFILE, command.limit)
         _reset_oom_score()
-        for number in ALL_SIGNALS:  # the handlers go by themselves
-            if signal.getsignal(number) == signal.SIG_IGN:
-                signal.signal(number, signal.SIG_DFL)
+        for ignored in ALL_SIGNALS:  # the handlers go by themselves
+            if signal.getsignal(ignored) == signal.SIG_IGN:
+                signal.signal(ignored, signal.SIG_DFL)
         if command.user:
             stage = "user"
             os.setgroups(command.user.groups)

@@ -184,14 +184,17 @@ class Command:
         except OSError:
             pass  # full, and so readable; or it is over
 
-    def run(self, on_end: "Callable[[int], object]" = lambda stream: None) -> int:
-        """The exit status. `on_end` is called with each stream that is done with: its descriptor is used no more.
+    def run(self, on_end: "Callable[[int], object]" = lambda stream: None, deadline: float | None = None) -> int | None:
+        """The exit status, -n where signal n ended the command; None where it has not ended at `deadline` (monotonic).
 
-        Raises what `Channel.next` does.
+        `on_end` is called with each stream that is done with: its descriptor is used no more. Raises what
+        `Channel.next` does.
         """
         channel = self.channel
         while not channel.is_over:
-            event, stream, value = channel.next()
+            if deadline is not None and monotonic() >= deadline:
+                return None
+            event, stream, value = channel.next(None if deadline is None else max(deadline - monotonic(), 0))
             if event == exchange.TARGET_LOST and value not in (errno.EPIPE, errno.EBADF):
                 self._failure = self._failure or _cannot("write", stream, _number(value))
             if event in (exchange.TARGET_LOST, exchange.DELIVERED, exchange.STOPPED, exchange.SOURCE_ENDED):
@@ -201,7 +204,6 @@ class Command:
         channel.finish()
         if self._failure:
             raise self._failure
-        assert channel.order.status is not None
         return channel.order.status
 
 

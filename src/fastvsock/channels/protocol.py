@@ -190,8 +190,8 @@ def resize(rows: int, columns: int) -> bytes:
 
 
 def exited(status: int) -> bytes:
-    """The command has ended, and so have all its streams. `status` is 0 to 255."""
-    return frame(EXIT, 0, bytes((status,)))
+    """The command has ended, and so have all its streams. `status` is 0 to 255, or -n where signal n ended it."""
+    return frame(EXIT, 0, bytes((max(status, 0), max(-status, 0))))
 
 
 def done() -> bytes:
@@ -207,7 +207,7 @@ def parse_size(payload: bytes) -> tuple[int, int]:
 
 
 class Client:
-    """The client's view of the order of messages. `status` is the command's, once it has ended."""
+    """The client's view of the order of messages. `status` is the command's, once it has ended, or -n for signal n."""
 
     def __init__(self) -> None:
         self.has_started = False
@@ -221,8 +221,8 @@ class Client:
                 self._start(payload)
             elif kind == FAILED and not self.has_started:
                 raise _failure(payload)
-            elif kind == EXIT and self.has_started and self.status is None and len(payload) == 1:
-                self.status = payload[0]
+            elif kind == EXIT and self.has_started and self.status is None and len(payload) == 2:
+                self.status = -payload[1] or payload[0]
             else:
                 raise ValueError(f"an unexpected message of type {kind} and {len(payload)} bytes")
         except ValueError as error:

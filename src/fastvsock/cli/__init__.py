@@ -21,6 +21,7 @@ COMMANDS = {
     "doctor": "diagnose common problems on this machine and with a VMM, and suggest fixes",
     "emulate": "stand in for a VMM and its guest: a hybrid vsock without a VM, for demos and tests",
     "exec": "run a command in a guest, without ssh",
+    "forward": "listen here and join each connection to a port inside a guest, by its agent",
     "listen": "accept the connections that a guest makes to a port of the host (CID 2)",
     "proxy": "listen on a port or a Unix socket and join each connection to a port inside a microVM",
     "runcvm": "install into a RunCVM bundle, uninstall, check it, or print a Kubernetes manifest",

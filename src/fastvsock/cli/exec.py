@@ -208,7 +208,8 @@ class Execution:
             if options.tty:
                 self._take_terminal(command)
             self._command = command
-            return command.run()
+            status = command.run() or 0
+            return 128 - status if status < 0 else status
         finally:
             if self._raw:
                 self._raw.leave()

@@ -6,8 +6,10 @@ import socket
 import threading
 from collections.abc import Callable
 
+from ..channels.dialling import DialRelay
 from ..engines import queues
 from ..host.processes import Child
+from ..channels.dialling import DialRelay
 from ..relaying import Relay, RelayResult
 
 
@@ -25,7 +27,7 @@ class Connection:
         self.admitted: bool | None = None
         self.child: Child | None = None
         self.moved = 0, 0
-        self._relay: Relay | None = None
+        self._relay: Relay | DialRelay | None = None
         self._sockets: tuple[socket.socket, ...] = ()
         self._cut = False
         self._lock = threading.Lock()
@@ -49,7 +51,7 @@ class Connection:
         except (OSError, ValueError):
             return False  # closed meanwhile
 
-    def run(self, relay: Relay, *sockets: socket.socket) -> RelayResult:
+    def run(self, relay: Relay | DialRelay, *sockets: socket.socket) -> RelayResult:
         """Run the connection's relay between `sockets`; `cut` ends it."""
         with self._lock:
             self._relay, self._sockets = relay, sockets

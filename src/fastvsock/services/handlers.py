@@ -18,6 +18,8 @@ from functools import partial
 from time import monotonic
 
 from .. import errors, handshake
+from ..channels.client import Channel
+from ..channels.dialling import DialRelay, dial
 from ..engines import has_closed
 from ..host.processes import Child, spawn
 from ..host.sock_diag import is_closed
@@ -32,7 +34,7 @@ from .terms import Terms
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 CUT_OFF = (
     "the guest sent nothing after the connection was half-closed at the end of its input: if an answer is missing, the "
@@ -128,6 +130,45 @@ class ToGuest:
             _turn_away(connection, terms)
             raise
         relay_socket(connection, socket.socket(fileno=found.detach()), connection.sock, terms)
+
+
+class ToAddress:
+    """Serves `Service`: each connection goes to an address inside the guest, by the agent there.
+
+    `addresses` are what the listeners' addresses lead to, as `socket.getsockname` has them.
+    """
+
+    def __init__(
+        self, uds: str, agent_port: int, addresses: "Mapping[str | tuple[str, int], str]", terms: Terms
+    ) -> None:
+        self._uds, self._agent_port, self._addresses, self._terms = uds, agent_port, addresses, terms
+
+    def __call__(self, connection: Connection) -> None:
+        near = connection.sock
+        try:
+            channel = retry_on_shortage(partial(self._dial, self._addresses[_key(near)]), self._terms.timeout)
+        except (errors.FastvsockError, OSError):
+            _turn_away(connection, self._terms)
+            raise
+        near.setblocking(False)
+        with closing(near), closing(channel):
+            relay = DialRelay(channel, near, partial(is_closed, near))
+            result = connection.run(relay, near)
+            if result.ended != "stopped":
+                hang_up(near)
+        _check(result)
+
+    def _dial(self, address: str) -> Channel:
+        terms = self._terms
+        return dial(
+            self._uds, address, port=self._agent_port, timeout=terms.timeout, wait=terms.wait, engine=terms.engine
+        )
+
+
+def _key(sock: socket.socket) -> str | tuple[str, int]:
+    """Which listener a connection came by: IPv6 has more than host and port."""
+    name = sock.getsockname()
+    return (name[0], name[1]) if isinstance(name, tuple) else os.fsdecode(name)
 
 
 class ToSocket:

@@ -87,16 +87,17 @@ class Lifetime:
             undo.callback(self._await_command)
             if plan.port_file is not None:
                 undo.callback(PortFile(plan.port_file, where, lambda: bool(self._signals)).remove)
-            self._announce(where)
+            self._announce()
             self._take_signals()
             if plan.launch and not self._stopping:
                 self._child = plan.launch()
             self._serve()
         return self._status()
 
-    def _announce(self, where: Address) -> None:
-        if self._plan.announce:
-            write_line(1, f"listening on {where}")
+    def _announce(self) -> None:
+        where = self._service.listeners[0].address
+        for listener in self._service.listeners if self._plan.announce else ():
+            write_line(1, f"listening on {listener.address}")
         if self._plan.ready_fd is not None:
             write_line(self._plan.ready_fd, str(where))
         notify(f"READY=1\nSTATUS=Listening on {where}")
