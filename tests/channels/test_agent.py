@@ -14,12 +14,14 @@ from pathlib import Path
 
 import pytest
 
+import fastvsock
 from fastvsock.channels import protocol
 from fastvsock.channels.protocol import EXEC, Request
 from fastvsock.engines import frames
 from support import HANG, descriptors, started
 from support.bad_frames import BAD
 from support.channels import Guest, Peer, agent_on, ask, dial_agent, exec_in, umbrella, within
+from support.services import receive
 
 
 def threads_of(guest: Guest) -> int:
@@ -313,3 +315,34 @@ def test_as_process_1_it_reaps_orphans(engine: str, tmp_path: Path) -> None:
         exec_in(guest, "sh", "-c", "(sleep 0.1 & sleep 0.2 &) ; true", engine=engine)
         look = "grep -l '^State:.Z' /proc/[0-9]*/status | wc -l"
         assert within(HANG, lambda: exec_in(guest, "sh", "-c", look, engine=engine).stdout == b"0\n")
+
+
+def test_a_forward_joins_a_port_to_tcp_inside_the_guest(engine: str, tmp_path: Path) -> None:
+    """Also to one that is not listened on yet; both by the agent's Unix socket, which knows ports as a VMM's does."""
+    with socket.socket() as later:
+        later.bind(("127.0.0.1", 0))
+        port = later.getsockname()[1]
+        with agent_on(tmp_path / "agent.sock", "--forward", f"22=127.0.0.1:{port}", engine=engine) as guest:
+            host = fastvsock.connect(guest.uds, 22)
+            host.settimeout(HANG)
+            time.sleep(0.3)
+            later.listen()
+            near, _ = later.accept()
+            with host, near:
+                data = os.urandom(3_000_000)
+                sender = threading.Thread(target=host.sendall, args=(data,))
+                sender.start()
+                assert receive(near, len(data)) == data
+                sender.join()
+                near.sendall(data[:100_000])
+                near.close()
+                assert receive(host) == data[:100_000]
+            assert run_by_hand(guest, b"/bin/echo", b"well") == (b"well\n", 0)
+
+
+def test_a_forward_that_nobody_answers_is_a_line(engine: str, tmp_path: Path) -> None:
+    with agent_on(tmp_path / "agent.sock", "--forward", "22=nowhere.invalid:22", engine=engine) as guest:
+        with fastvsock.connect(guest.uds, 22) as host:
+            assert receive(host) == b""
+        guest.agent.terminate()
+        assert b"cannot connect to nowhere.invalid port 22: " in guest.agent.stderr.read()

@@ -16,6 +16,10 @@ from .. import errors
 from ..stdio import log
 from .work import Agent, EndedError
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
 HOST = 2  # VMADDR_CID_HOST
 LOCAL = 1  # VMADDR_CID_LOCAL: for nothing but a policy that names it
 PAUSE = 1.0  # seconds after a shortage
@@ -62,10 +66,18 @@ def prepare_process() -> tuple[int, int]:
 
 
 class Server:
-    """Serves the connections of `listener`, from peers whose CID is one of `cids`, until a signal ends it."""
+    """Serves connections from peers whose CID is one of `cids`, until a signal ends it.
 
-    def __init__(self, agent: Agent, listener: socket.socket, cids: frozenset[int]) -> None:
-        self._agent, self._listener, self._cids = agent, listener, cids
+    `listeners` are sockets that do not block, each with what serves one of its connections.
+    """
+
+    def __init__(
+        self,
+        agent: Agent,
+        listeners: "Mapping[socket.socket, Callable[[socket.socket], object]]",
+        cids: frozenset[int],
+    ) -> None:
+        self._agent, self._listeners, self._cids = agent, listeners, cids
         self._open = 0
         self._lock = _thread.allocate_lock()
         self._signal = 0
@@ -88,8 +100,9 @@ class Server:
             pause = paused_until - monotonic()
             accepting = pause <= 0 and self._open < MAX_CHANNELS
             ready = self._wait(accepting, pause)
-            if accepting and self._listener.fileno() in ready and not self._accept():
-                paused_until = monotonic() + PAUSE
+            for listener in self._listeners if accepting else ():
+                if listener.fileno() in ready and not self._accept(listener):
+                    paused_until = monotonic() + PAUSE
         self._agent.cut()
         while self._open:
             self._wait(False, 0)
@@ -99,18 +112,18 @@ class Server:
         """Until something has happened, or for `pause` seconds where that is more than 0: the descriptors."""
         poll = select.poll()
         poll.register(self._woken, select.POLLIN)
-        if accepting:
-            poll.register(self._listener, select.POLLIN)
+        for listener in self._listeners if accepting else ():
+            poll.register(listener, select.POLLIN)
         ready = [fd for fd, _ in poll.poll(pause * 1000 if pause > 0 else None)]
         if self._woken in ready:
             os.read(self._woken, 4096)
             self._agent.children.look()
         return ready
 
-    def _accept(self) -> bool:
+    def _accept(self, listener: socket.socket) -> bool:
         """Take one connection and start its thread. False where something is short."""
         try:
-            sock, address = self._listener.accept()
+            sock, address = listener.accept()
         except (BlockingIOError, ConnectionAbortedError):
             return True
         except OSError as error:
@@ -123,7 +136,7 @@ class Server:
         with self._lock:
             self._open += 1
         try:
-            _thread.start_new_thread(self._serve, (sock,))
+            _thread.start_new_thread(self._serve, (self._listeners[listener], sock))
         except (RuntimeError, MemoryError) as error:
             sock.close()
             self._ended()
@@ -131,10 +144,10 @@ class Server:
             return False
         return True
 
-    def _serve(self, sock: socket.socket) -> None:
+    def _serve(self, serve: "Callable[[socket.socket], object]", sock: socket.socket) -> None:
         try:
-            self._agent.serve(sock)
-        except EndedError as error:
+            serve(sock)
+        except (EndedError, errors.FastvsockError) as error:
             if str(error):
                 log(str(error))
         except Exception as error:

@@ -28,11 +28,12 @@ HANDSHAKE = 10.0  # seconds in which a client has to say what it wants
 FAREWELL = 10.0  # seconds in which a client has to say that it has everything, once it has been sent
 LAST_WORDS = 1000  # milliseconds for what a terminal has yet to say of a command that has ended
 CONNECT_TIME = 10.0  # seconds
-LINE = b"CONNECT "
+LINE, LONGEST_LINE = b"CONNECT ", 24
 PIECE = 1 << 16  # bytes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable
 
 
@@ -41,17 +42,25 @@ class EndedError(Exception):
 
 
 class Agent:
-    """What all channels of a process share. `limit` is RLIMIT_NOFILE for commands; times are in seconds."""
+    """What all channels of a process share. `limit` is RLIMIT_NOFILE for commands.
 
-    def __init__(self, limit: tuple[int, int], engine: str | None = None) -> None:
-        self.limit, self.engine = limit, engine
+    `forwards` serves a connection whose CONNECT names another port, as a VMM's socket has them.
+    """
+
+    def __init__(
+        self,
+        limit: tuple[int, int],
+        engine: str | None = None,
+        forwards: "dict[int, Callable[[socket.socket], object]] | None" = None,
+    ) -> None:
+        self.limit, self.engine, self.forwards = limit, engine, forwards or {}
         self.children = Children()
         self.started = monotonic()
         self.open: dict[Channel, None] = {}
         self._lock = _thread.allocate_lock()
 
-    def serve(self, sock: _socket.socket) -> None:
-        """Serve one connection to its end, and close it. Raises `EndedError` for what is worth a line of a log."""
+    def serve(self, sock: "socket.socket") -> None:
+        """Serve one connection to its end, and close it. Raises `EndedError`, without words where nothing is wrong."""
         with ExitStack() as stack:
             stack.callback(sock.close)
             sock.settimeout(HANDSHAKE)
@@ -78,7 +87,7 @@ class Agent:
 class Channel:
     """One connection."""
 
-    def __init__(self, agent: Agent, sock: _socket.socket, stack: ExitStack) -> None:
+    def __init__(self, agent: Agent, sock: "socket.socket", stack: ExitStack) -> None:
         self._agent, self._sock, self._stack = agent, sock, stack
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         stack.callback(os.close, self._wake)
@@ -126,15 +135,21 @@ class Channel:
     def _read_request(self) -> Request:
         head = self._receive(HEADER)
         if head == LINE and self._sock.family == _socket.AF_UNIX:
-            self._shake()
+            forward = self._agent.forwards.get(self._shake())
+            if forward:
+                self._sock.settimeout(None)
+                forward(self._sock)
+                raise EndedError("")
             head = self._receive(HEADER)
         return protocol.parse_request(self._receive(protocol.request_length(head)))
 
-    def _shake(self) -> None:
-        """Answer a client that takes our Unix socket for a VMM's, which makes it one: hybrid vsock, any port."""
-        while self._receive(1) != b"\n":
-            pass
+    def _shake(self) -> int:
+        """Answer a client that takes our Unix socket for a VMM's, which makes it one; the port that it asks for."""
+        line = b""
+        while not line.endswith(b"\n") and len(line) < LONGEST_LINE:
+            line += self._receive(1)
         self._sock.sendall(b"OK 1073741824\n")
+        return int(line) if line.strip().isdigit() else -1
 
     def _receive(self, size: int) -> bytes:
         """Exactly `size` bytes: what is behind them may be a stream's. Raises `EndedError`."""

@@ -2,11 +2,12 @@
 
 from .. import __version__, errors, stdio
 from ..agent import server
+from ..agent.forwarding import Forward
 from ..agent.work import Agent
 from ..channels.protocol import PORT
 from ..engines import ENGINES, choose
 from ..handshake import parse_port
-from ..host.addresses import Address
+from ..host.addresses import Address, parse_target
 from ..host.listeners import Listener, open_listener
 from ..services.announce import check_ready, notify
 from ..stdio import fill_closed, log, write_line
@@ -27,6 +28,9 @@ options:
   --listen unix:PATH    a Unix socket instead (mode 0600), which answers CONNECT
                         as a VMM's does: for tests, and VMMs of other kinds
   --allow-cid CID       serve peers with this CID instead of 2; may be repeated
+  --forward PORT=HOST:PORT
+                        join vsock port PORT to a TCP port inside the guest, for
+                        10 s also to one that is not listened on yet; repeatable
   --ready-fd N          write the address to descriptor N once it listens
   --engine ENGINE       auto, splice or copy (default: FASTVSOCK_ENGINE, or auto)
   --version             print the version
@@ -36,7 +40,9 @@ exit status: 128+n ended by signal n (TERM, INT, HUP), once the sessions that it
 started have ended; 1 a failure, told on stderr in one line; 2 wrong usage.
 """
 
-VALUES = {f"--{name}": name.replace("-", "_") for name in ("port", "listen", "allow-cid", "ready-fd", "engine")}
+VALUES = {
+    f"--{name}": name.replace("-", "_") for name in ("port", "listen", "allow-cid", "forward", "ready-fd", "engine")
+}
 
 
 class Options:
@@ -46,6 +52,7 @@ class Options:
         self.port = PORT
         self.listen = ""
         self.cids: set[int] = set()
+        self.forwards: dict[int, tuple[str, int]] = {}
         self.ready_fd: int | None = None
         self.engine: str | None = None
 
@@ -57,6 +64,9 @@ class Options:
             self.listen = value.removeprefix("unix:")
             if not (value.startswith("unix:") and self.listen):
                 raise errors.UsageError(f"invalid --listen {value!r}: expected unix:PATH")
+        elif name == "forward":
+            port, _, target = value.partition("=")
+            self.forwards[parse_port(port)] = parse_target("--forward PORT=", target)
         elif name == "engine":
             if value not in ENGINES:
                 raise errors.UsageError(f"unknown engine {value!r}: use auto, splice or copy")
@@ -104,14 +114,19 @@ def _serve(options: Options) -> int:
         check_ready(options.ready_fd)
     choose(options.engine)  # before the first connection would report a wrong one
     limit = server.prepare_process()
+    forwards = {port: Forward(target, options.engine).serve for port, target in options.forwards.items()}
+    agent = Agent(limit, options.engine, forwards)
+    serves = {}
     if options.listen:
         listener = open_listener(Address(path=options.listen))
         where = str(listener.address)
     else:
+        serves = {server.open_vsock(port): forward for port, forward in forwards.items()}
         listener = Listener(server.open_vsock(options.port))
         where = f"vsock:{options.port}"
+    serves[listener.sock] = agent.serve
     try:
-        serving = server.Server(Agent(limit, options.engine), listener.sock, frozenset(options.cids or {server.HOST}))
+        serving = server.Server(agent, serves, frozenset(options.cids or {server.HOST}))
         write_line(1, f"listening on {where}")
         if options.ready_fd is not None:
             write_line(options.ready_fd, where)
