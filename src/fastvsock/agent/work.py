@@ -34,7 +34,7 @@ PIECE = 1 << 16  # bytes
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 
 class EndedError(Exception):
@@ -51,7 +51,7 @@ class Agent:
         self,
         limit: tuple[int, int],
         engine: str | None = None,
-        forwards: "dict[int, Callable[[socket.socket], object]] | None" = None,
+        forwards: "Mapping[int, Callable[[socket.socket], object]] | None" = None,
     ) -> None:
         self.limit, self.engine, self.forwards = limit, engine, forwards or {}
         self.children = Children()

@@ -31,7 +31,9 @@ def main(arguments: list[str]) -> int:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that `doctor` and `runcvm check` share."""
     parser.add_argument("uds", metavar="UDS", nargs="?", help=f"the VMM's vsock socket (default {UDS}, if it exists)")
-    parser.add_argument("port", metavar="PORT", nargs="?", help="a guest port to connect to, to try the handshake")
+    parser.add_argument(
+        "port", metavar="PORT", nargs="?", help="a guest port to connect to, to try the handshake; 721 asks the agent"
+    )
     parser.add_argument("--json", action="store_true", help="print the findings as a JSON array, for programs")
 
 

@@ -12,7 +12,8 @@ import stat
 from collections.abc import Iterator
 from time import perf_counter
 
-from .. import errors, handshake
+from .. import __version__, errors, handshake
+from ..channels import client, protocol
 from ..host.process_tree import name_of, peer_credentials
 from ..host.socket_file import probe
 from .findings import FAILED, OK, WARNING, Finding, looked
@@ -32,7 +33,10 @@ def check_uds(uds: str, port: int | None) -> Iterator[Finding]:
     if port is None:
         yield Finding("handshake", OK, "not tried: no guest port is given (some VMMs exit when a client only connects)")
     else:
-        yield from _handshake(uds, port)
+        for finding in _handshake(uds, port):
+            yield finding
+        if port == protocol.PORT and finding.state != FAILED:
+            yield looked("agent", _agent, uds)
 
 
 def no_uds(usual: str) -> Finding:
@@ -88,6 +92,22 @@ def _handshake(uds: str, port: int) -> Iterator[Finding]:
         yield Finding("handshake", WARNING, text, "check what keeps the VMM busy: CPU, or many new connections")
     else:
         yield Finding("handshake", OK, text)
+
+
+def _agent(uds: str) -> Finding:
+    """Ask the agent who it is."""
+    try:
+        found = client.information(uds, timeout=TIMEOUT)
+    except errors.FastvsockError as error:
+        return Finding("agent", FAILED, str(error), f"check that fastvsock agent listens on vsock port {protocol.PORT}")
+    text = (
+        f"fastvsock agent {found.get('version')} on {found.get('hostname')} (Linux {found.get('kernel')}), "
+        f"engine {found.get('engine')}, {found.get('channels')} channels open"
+    )
+    if found.get("version") != __version__:
+        advice = f"install fastvsock {__version__} in the guest too, if exec or forward fails"
+        return Finding("agent", WARNING, errors.printable(text), advice)
+    return Finding("agent", OK, errors.printable(text))
 
 
 def _failure(uds: str, port: int, error: errors.FastvsockError) -> Finding:
