@@ -12,6 +12,10 @@ from time import monotonic, sleep
 from .. import errors
 from ..relaying import Relay
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import _socket
+
 WAIT = 10.0  # seconds in which a server may begin to listen
 PAUSE = 0.1  # seconds between two attempts
 TIMEOUT = 10.0  # seconds for an attempt
@@ -24,9 +28,9 @@ class Forward:
     def __init__(self, address: tuple[str, int], engine: str | None = None) -> None:
         self._address, self._engine = address, engine
 
-    def serve(self, sock: socket.socket) -> None:
+    def serve(self, connection: "_socket.socket") -> None:
         """Relay one connection to its end, and close it. Raises `FastvsockError`."""
-        with sock:
+        with socket.socket(fileno=connection.detach()) as sock:
             try:
                 near = self._connect()
             except OSError as error:

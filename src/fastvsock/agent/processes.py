@@ -6,10 +6,15 @@ belongs to nobody else, and no signal can reach a stranger.
 
 import _thread
 import os
-import signal
 from time import monotonic, sleep
 
-ESCALATION = ((signal.SIGHUP, 1.0), (signal.SIGTERM, 1.5), (signal.SIGKILL, 1.0))  # signals, and seconds for each
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import signal as _signal
+else:
+    import _signal  # signal itself imports enum, and the agent stays in memory
+
+ESCALATION = ((_signal.SIGHUP, 1.0), (_signal.SIGTERM, 1.5), (_signal.SIGKILL, 1.0))  # signals, and seconds for each
 LOOK_FIRST, LOOK_LAST = 0.01, 0.2  # seconds between two looks at a session, doubling
 
 
@@ -46,8 +51,8 @@ class Child:
         for pid in self._members():
             try:
                 os.kill(pid, number)
-                if number != signal.SIGKILL:
-                    os.kill(pid, signal.SIGCONT)  # one that is stopped would not see it
+                if number != _signal.SIGKILL:
+                    os.kill(pid, _signal.SIGCONT)  # one that is stopped would not see it
             except OSError:
                 pass  # it has ended meanwhile
 

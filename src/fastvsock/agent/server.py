@@ -4,12 +4,11 @@ The main thread sleeps in poll(2) until a connection, or a signal, is there. Wha
 memory is waited for; a connection that cannot be served is closed, and the next may fare better.
 """
 
+import _socket
 import _thread
 import os
 import resource
 import select
-import signal
-import socket
 from time import monotonic
 
 from .. import errors
@@ -18,23 +17,26 @@ from .work import Agent, EndedError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import signal as _signal
     from collections.abc import Callable, Mapping
+else:
+    import _signal  # signal itself imports enum, and the agent stays in memory
 
 HOST = 2  # VMADDR_CID_HOST
 LOCAL = 1  # VMADDR_CID_LOCAL: for nothing but a policy that names it
 PAUSE = 1.0  # seconds after a shortage
 STACK = 1 << 18  # bytes; the default of 8 MiB is address space that some guests do not have a hundred times
 MAX_CHANNELS = 1023  # as many connections as a VMM has: Firecracker's vsock/unix/mod.rs
-ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+ENDING = (_signal.SIGTERM, _signal.SIGINT, _signal.SIGHUP)
 
 
-def open_vsock(port: int) -> socket.socket:
+def open_vsock(port: int) -> _socket.socket:
     """Listen on an AF_VSOCK port. Raises `FastvsockError`."""
     try:
-        sock = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
+        sock = _socket.socket(_socket.AF_VSOCK, _socket.SOCK_STREAM)
         try:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.bind((socket.VMADDR_CID_ANY, port))
+            sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, 1)
+            sock.bind((_socket.VMADDR_CID_ANY, port))
             sock.listen(128)
             sock.setblocking(False)
         except BaseException:
@@ -74,7 +76,7 @@ class Server:
     def __init__(
         self,
         agent: Agent,
-        listeners: "Mapping[socket.socket, Callable[[socket.socket], object]]",
+        listeners: "Mapping[_socket.socket, Callable[[_socket.socket], object]]",
         cids: frozenset[int],
     ) -> None:
         self._agent, self._listeners, self._cids = agent, listeners, cids
@@ -82,12 +84,12 @@ class Server:
         self._lock = _thread.allocate_lock()
         self._signal = 0
         self._woken, self._wakeup = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        signal.set_wakeup_fd(self._wakeup, warn_on_full_buffer=False)
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())  # commands inherit it
-        signal.signal(signal.SIGCHLD, lambda number, frame: None)
+        _signal.set_wakeup_fd(self._wakeup, warn_on_full_buffer=False)
+        _signal.pthread_sigmask(_signal.SIG_SETMASK, ())  # commands inherit it
+        _signal.signal(_signal.SIGCHLD, lambda number, frame: None)
         for number in ENDING:
-            if signal.getsignal(number) != signal.SIG_IGN:  # nohup, and a shell's background jobs, mean it so
-                signal.signal(number, self._end)
+            if _signal.getsignal(number) != _signal.SIG_IGN:  # nohup, and a shell's background jobs, mean it so
+                _signal.signal(number, self._end)
 
     def _end(self, number: int, frame: object) -> None:
         self._signal = number
@@ -120,16 +122,17 @@ class Server:
             self._agent.children.look()
         return ready
 
-    def _accept(self, listener: socket.socket) -> bool:
+    def _accept(self, listener: _socket.socket) -> bool:
         """Take one connection and start its thread. False where something is short."""
         try:
-            sock, address = listener.accept()
+            fd, address = listener._accept()  # type: ignore[attr-defined]  # `socket`, which has accept(), imports enum
         except (BlockingIOError, ConnectionAbortedError):
             return True
         except OSError as error:
             log(f"cannot accept a connection: {error.strerror}; trying again in {PAUSE:g} s")
             return False
-        if sock.family == socket.AF_VSOCK and address[0] not in self._cids:
+        sock = _socket.socket(fileno=fd)
+        if sock.family == _socket.AF_VSOCK and address[0] not in self._cids:
             sock.close()
             log(f"refused a connection of CID {address[0]}: only {', '.join(map(str, sorted(self._cids)))} may")
             return True
@@ -144,7 +147,7 @@ class Server:
             return False
         return True
 
-    def _serve(self, serve: "Callable[[socket.socket], object]", sock: socket.socket) -> None:
+    def _serve(self, serve: "Callable[[_socket.socket], object]", sock: _socket.socket) -> None:
         try:
             serve(sock)
         except (EndedError, errors.FastvsockError) as error:

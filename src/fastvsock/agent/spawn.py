@@ -8,18 +8,20 @@ import errno
 import fcntl
 import os
 import resource
-import signal
 import termios
-
-from .users import User
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import signal as _signal
     from collections.abc import Sequence
+
+    from .users import User
+else:
+    import _signal  # signal itself imports enum, and the agent stays in memory
 
 DEFAULT_PATH = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 STAGES = ("terminal", "process", "user", "directory", "command")
-ALL_SIGNALS = tuple(signal.valid_signals())
+ALL_SIGNALS = tuple(_signal.valid_signals())
 
 
 class SpawnError(Exception):
@@ -90,8 +92,8 @@ def _become(command: Command, paths: "list[bytes]", report: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, command.limit)
         _reset_oom_score()
         for ignored in ALL_SIGNALS:  # the handlers go by themselves
-            if signal.getsignal(ignored) == signal.SIG_IGN:
-                signal.signal(ignored, signal.SIG_DFL)
+            if _signal.getsignal(ignored) == _signal.SIG_IGN:
+                _signal.signal(ignored, _signal.SIG_DFL)
         if command.user:
             stage = "user"
             os.setgroups(command.user.groups)

@@ -1,21 +1,23 @@
-"""`fastvsock agent`: the guest's side of `fastvsock exec` and `fastvsock forward`."""
+"""`fastvsock agent`: the guest's side of `fastvsock exec` and `fastvsock forward`.
+
+It stays in memory, so it loads what it needs: `socket` alone, with enum and selectors, is half a MiB.
+"""
+
+import os
 
 from .. import __version__, errors, stdio
 from ..agent import server
-from ..agent.forwarding import Forward
 from ..agent.work import Agent
 from ..channels.protocol import PORT
 from ..engines import ENGINES, choose
 from ..handshake import parse_port
-from ..host.addresses import Address, parse_target
-from ..host.listeners import Listener, open_listener
-from ..services.announce import check_ready, notify
 from ..stdio import fill_closed, log, write_line
 from . import lean
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    import _socket
+    from collections.abc import Callable, Sequence
 
 HELP = """\
 usage: fastvsock agent [options]
@@ -52,7 +54,7 @@ class Options:
         self.port = PORT
         self.listen = ""
         self.cids: set[int] = set()
-        self.forwards: dict[int, tuple[str, int]] = {}
+        self.forwards: list[str] = []
         self.ready_fd: int | None = None
         self.engine: str | None = None
 
@@ -65,8 +67,7 @@ class Options:
             if not (value.startswith("unix:") and self.listen):
                 raise errors.UsageError(f"invalid --listen {value!r}: expected unix:PATH")
         elif name == "forward":
-            port, _, target = value.partition("=")
-            self.forwards[parse_port(port)] = parse_target("--forward PORT=", target)
+            self.forwards.append(value)
         elif name == "engine":
             if value not in ENGINES:
                 raise errors.UsageError(f"unknown engine {value!r}: use auto, splice or copy")
@@ -111,28 +112,51 @@ def parse(arguments: "Sequence[str]") -> Options | None:
 def _serve(options: Options) -> int:
     fill_closed()
     if options.ready_fd is not None:
+        from ..services.announce import check_ready
+
         check_ready(options.ready_fd)
     choose(options.engine)  # before the first connection would report a wrong one
     limit = server.prepare_process()
-    forwards = {port: Forward(target, options.engine).serve for port, target in options.forwards.items()}
+    forwards = _forwards(options)
     agent = Agent(limit, options.engine, forwards)
-    serves = {}
+    serves: dict[_socket.socket, Callable[[_socket.socket], object]] = {}
     if options.listen:
-        listener = open_listener(Address(path=options.listen))
-        where = str(listener.address)
+        from ..host import addresses, listeners
+
+        listener = listeners.open_listener(addresses.Address(path=options.listen))
+        serves[listener.sock] = agent.serve
+        where, close = str(listener.address), listener.close
     else:
-        serves = {server.open_vsock(port): forward for port, forward in forwards.items()}
-        listener = Listener(server.open_vsock(options.port))
-        where = f"vsock:{options.port}"
-    serves[listener.sock] = agent.serve
+        sock = server.open_vsock(options.port)
+        serves |= {server.open_vsock(port): forward for port, forward in forwards.items()} | {sock: agent.serve}
+        where, close = f"vsock:{options.port}", sock.close
     try:
         serving = server.Server(agent, serves, frozenset(options.cids or {server.HOST}))
         write_line(1, f"listening on {where}")
         if options.ready_fd is not None:
             write_line(options.ready_fd, where)
-        notify(f"READY=1\nSTATUS=Listening on {where}")
+        _notify(f"READY=1\nSTATUS=Listening on {where}")
         status = serving.run()
-        notify("STOPPING=1")
+        _notify("STOPPING=1")
     finally:
-        listener.close()
+        close()
     return status
+
+
+def _forwards(options: Options) -> "dict[int, Callable[[_socket.socket], object]]":
+    if not options.forwards:
+        return {}
+    from ..agent.forwarding import Forward
+    from ..host.addresses import parse_target
+
+    return {
+        parse_port(port): Forward(parse_target(f"--forward {port}=", target), options.engine).serve
+        for port, _, target in (forward.partition("=") for forward in options.forwards)
+    }
+
+
+def _notify(state: str) -> None:
+    if "NOTIFY_SOCKET" in os.environ:
+        from ..services.announce import notify
+
+        notify(state)
