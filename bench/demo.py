@@ -23,6 +23,7 @@ from fastvsock.engines import choose
 
 ENOUGH = 100_000_000  # bytes
 INTO, FROM = 1000, 1001  # guest ports
+EXEC = "exec"
 Stream = IO[bytes] | None
 CONNECT = [sys.executable, "-m", "fastvsock.runcvm_vsock_connect", "--stats"]
 
@@ -49,12 +50,14 @@ def main() -> None:
         files, size = collect(here / "tree")
         print(f"tree: {files} files, {size / 1e6:.1f} MB, from {sysconfig.get_path('stdlib')}")
         expected = hashes(here / "tree")
-        moves = [move for engine in engines for move in there_and_back(here, engine, expected)]
-    print(f"all {files} files came back with the same SHA-256, with {' and with '.join(engines)}\n")
+        moves = [move for how in (*engines, EXEC) for move in there_and_back(here, how, expected)]
+    print(f"all {files} files came back with the same SHA-256, with {' and with '.join((*engines, EXEC))}\n")
     print("way   engine     payload      time   MiB/s  CPU s/GiB")
     for move in sorted(moves, key=lambda move: move.way, reverse=True):
         print(move)
-    print("\nTime includes tar and the disk at both ends; CPU is the forwarder's alone, its start included.")
+    print(
+        "\nexec is `fastvsock exec`, which runs tar in the guest by the agent there. Time includes tar and the disk at both ends; CPU is the forwarder's alone, its start included."
+    )
     if len(engines) == 1:
         print("The splice engine is not built here: with a C compiler, `make clean demo` shows both.")
 
@@ -78,16 +81,18 @@ def hashes(tree: Path) -> dict[str, str]:
     }
 
 
-def there_and_back(here: Path, engine: str, expected: dict[str, str]) -> Iterator[Move]:
-    """Send the tree with one engine, fetch it back, and compare."""
-    guest, back = here / f"guest-{engine}", here / f"back-{engine}"
+def there_and_back(here: Path, how: str, expected: dict[str, str]) -> Iterator[Move]:
+    """Send the tree with one engine, or with `fastvsock exec`, fetch it back, and compare."""
+    guest, back = here / f"guest-{how}", here / f"back-{how}"
     guest.mkdir()
     back.mkdir()
     with emulator(here / "v.sock", guest) as uds:
         pack = subprocess.Popen(["tar", "cf", "-", "-C", here / "tree", "."], stdout=subprocess.PIPE)
-        yield forward("up", engine, uds, INTO, stdin=pack.stdout)
+        into = ["tar", "xf", "-", "-C", str(guest)] if how == EXEC else [str(INTO)]
+        yield forward("up", how, uds, into, stdin=pack.stdout)
         unpack = subprocess.Popen(["tar", "xf", "-", "-C", back], stdin=subprocess.PIPE)
-        yield forward("down", engine, uds, FROM, stdout=unpack.stdin)
+        out = ["tar", "cf", "-", "-C", str(guest), "."] if how == EXEC else [str(FROM)]
+        yield forward("down", how, uds, out, stdout=unpack.stdin)
         for tar in pack, unpack:
             for stream in tar.stdin, tar.stdout:
                 if stream:
@@ -95,7 +100,7 @@ def there_and_back(here: Path, engine: str, expected: dict[str, str]) -> Iterato
             if tar.wait():
                 sys.exit(f"tar ended with {tar.returncode}")
     if hashes(back) != expected:
-        sys.exit(f"the files that came back with the {engine} engine differ from those sent")
+        sys.exit(f"the files that came back with {how} differ from those sent")
     shutil.rmtree(guest)
     shutil.rmtree(back)
 
@@ -103,7 +108,7 @@ def there_and_back(here: Path, engine: str, expected: dict[str, str]) -> Iterato
 @contextmanager
 def emulator(uds: Path, guest: Path) -> Iterator[Path]:
     """The stand-in for a VMM, with a guest that unpacks into, and packs from, the folder `guest`."""
-    arguments = [sys.executable, "-m", "fastvsock", "emulate", str(uds)]
+    arguments = [sys.executable, "-m", "fastvsock", "emulate", "--agent", str(uds)]
     services = [f"--exec={INTO}=tar xf - -C {guest}", f"--exec={FROM}=tar cf - -C {guest} ."]
     with subprocess.Popen([*arguments, *services], stdout=subprocess.PIPE) as child:
         assert child.stdout is not None
@@ -115,11 +120,12 @@ def emulator(uds: Path, guest: Path) -> Iterator[Path]:
             child.terminate()
 
 
-def forward(way: str, engine: str, uds: Path, port: int, stdin: Stream = None, stdout: Stream = None) -> Move:
-    """Run the forwarder once and read its statistics."""
+def forward(way: str, how: str, uds: Path, words: list[str], stdin: Stream = None, stdout: Stream = None) -> Move:
+    """Run the forwarder, or `fastvsock exec`, once and read its statistics."""
     started = time.monotonic()
+    program = [sys.executable, "-m", "fastvsock", EXEC, "--stats", "-i"] if how == EXEC else [*CONNECT, "--engine", how]
     done = subprocess.run(
-        [*CONNECT, "--engine", engine, str(uds), str(port)],
+        [*program, str(uds), *words],
         stdin=stdin or subprocess.DEVNULL,
         stdout=stdout or subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -131,7 +137,7 @@ def forward(way: str, engine: str, uds: Path, port: int, stdin: Stream = None, s
         sys.exit(done.stderr)
     stats = re.search(rf"{way} (\d+) bytes, \S+ MiB/s, (\S+);.* CPU (\S+) s", done.stderr)
     assert stats, done.stderr
-    return Move(way, stats[2], int(stats[1]), seconds, float(stats[3]))
+    return Move(way, EXEC if how == EXEC else stats[2], int(stats[1]), seconds, float(stats[3]))
 
 
 if __name__ == "__main__":

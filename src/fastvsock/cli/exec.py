@@ -242,9 +242,9 @@ class Execution:
 
 
 def _stats(channel: Channel, seconds: float) -> str:
-    sent, received = channel.exchange.moved
     times = os.times()
-    return (
-        f"up {sent} bytes, down {received} bytes, {channel.exchange.engine}; {seconds:.3f} s, "
-        f"CPU {times.user + times.system:.3f} s"
+    ways = (
+        f"{way} {count} bytes, {count / max(seconds, 1e-9) / 2**20:.1f} MiB/s, {channel.exchange.engine}"
+        for way, count in zip(("up", "down"), channel.exchange.moved, strict=True)
     )
+    return f"{'; '.join(ways)}; {seconds:.3f} s, CPU {times.user + times.system:.3f} s"
