@@ -55,9 +55,8 @@ def main() -> None:
     print("way   engine     payload      time   MiB/s  CPU s/GiB")
     for move in sorted(moves, key=lambda move: move.way, reverse=True):
         print(move)
-    print(
-        "\nexec is `fastvsock exec`, which runs tar in the guest by the agent there. Time includes tar and the disk at both ends; CPU is the forwarder's alone, its start included."
-    )
+    print("\nexec is `fastvsock exec`, which runs tar in the guest by the agent there.")
+    print("Time includes tar and the disk at both ends; CPU is the forwarder's alone, its start included.")
     if len(engines) == 1:
         print("The splice engine is not built here: with a C compiler, `make clean demo` shows both.")
 

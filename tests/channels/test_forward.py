@@ -59,7 +59,10 @@ def port(server: Server) -> int:
 def forwarding(guest: Guest, *forwards: str, engine: str) -> Iterator[list[Running]]:
     """The service, once for each of its addresses."""
     with started(service_command("forward", guest.uds, *forwards, engine=engine)) as child:
-        lines = [child.stdout.readline().decode() for _ in forwards]
+        count = sum(
+            not (word.startswith("--") or forwards[max(at - 1, 0)].startswith("--")) for at, word in enumerate(forwards)
+        )
+        lines = [child.stdout.readline().decode() for _ in range(count)]
         assert all(line.startswith("listening on ") for line in lines), child.stderr.read()
         yield [Running(child, line.removeprefix("listening on ").strip()) for line in lines]
 
@@ -146,6 +149,15 @@ def test_a_client_that_resets_is_its_own_affair(guest: Guest, engine: str, serve
         assert service.end() == (0, "")
 
 
+def test_an_idle_connection_is_given_up_where_that_is_asked_for(guest: Guest, engine: str, port: int) -> None:
+    with forwarding(guest, "--idle-timeout", "0.3", f":{port}", engine=engine) as (service,):
+        with connect(service.address) as sock:
+            sock.sendall(b"some bytes")
+            assert receive(sock) == b""
+        _, said = service.end()
+    assert "nothing moved for 0.3 s, after 10 bytes up and 0 down: " in said
+
+
 def test_an_end_with_open_connections_says_so(guest: Guest, engine: str, port: int) -> None:
     command = service_command("forward", "--grace", "0.1", guest.uds, f":{port}", engine=engine)
     with started(command) as child:
@@ -155,7 +167,7 @@ def test_an_end_with_open_connections_says_so(guest: Guest, engine: str, port: i
             assert within(HANG, lambda: len(os.listdir(f"/proc/{child.pid}/task")) > 2)
             status, said = running.end(signal.SIGTERM)
     assert status == 0
-    assert "1 connection was still open: ended" in said
+    assert "--grace expired: closed 1 open connection" in said
 
 
 @pytest.mark.parametrize(

@@ -49,11 +49,18 @@ class DialRelay:
     """Relays between a dial channel and the connected socket `near`, which does not block: as `relaying.Relay` does.
 
     `has_left` tells whether the peer of `near` has closed and not only half-closed; it is asked now and then once the
-    peer sends no more. Neither the channel nor the socket is closed.
+    peer sends no more. With `idle_timeout` (seconds), a relay in which nothing moves is given up. Neither the channel
+    nor the socket is closed.
     """
 
-    def __init__(self, channel: Channel, near: _socket.socket, has_left: "Callable[[], bool] | None" = None) -> None:
-        self._channel, self._near, self._has_left = channel, near, has_left
+    def __init__(
+        self,
+        channel: Channel,
+        near: _socket.socket,
+        has_left: "Callable[[], bool] | None" = None,
+        idle_timeout: float | None = None,
+    ) -> None:
+        self._channel, self._near, self._has_left, self._idle_timeout = channel, near, has_left, idle_timeout
         self._stopped = False
         channel.add_source(UP, near.fileno())
         channel.add_target(DOWN, near.fileno())
@@ -87,25 +94,38 @@ class DialRelay:
                 ended = "reader"
             else:
                 ended, failure = "error", errors.RelayError(str(error), error.errno or 0)
+        except errors.IdleTimeoutError as error:
+            ended, failure = "error", error
         except errors.ChannelError as error:
             ended, failure = "error", errors.ConnectionBrokenError(str(error), error.errno or 0)
         engine = self._channel.exchange.engine
         return RelayResult(self.sent, self.received, monotonic() - started, engine, engine, ended, failure)
 
     def _relay(self) -> str:
-        channel, asks = self._channel, False
-        pause = ASK_AGAIN[0]
+        channel, asks, pause = self._channel, False, ASK_AGAIN[0]
+        moved, since = (0, 0), monotonic()
         while not channel.is_over:
-            event, _, _ = channel.next(pause if asks else None)
+            limits = [pause] if asks else []
+            if self._idle_timeout is not None:
+                limits.append(max(since + self._idle_timeout - monotonic(), 0))
+            event, _, _ = channel.next(min(limits, default=None))
             if self._stopped:
                 return "stopped"
+            if moved != channel.exchange.moved:
+                moved, since = channel.exchange.moved, monotonic()
+            elif self._idle_timeout is not None and monotonic() - since >= self._idle_timeout:
+                raise errors.IdleTimeoutError(
+                    f"nothing moved for {self._idle_timeout:g} s, after {moved[0]} bytes up and {moved[1]} down: "
+                    "the VMM may be paused, or one side has stopped reading",
+                    errno.ETIMEDOUT,
+                )
             if event == exchange.DELIVERED:
                 self._shut(_socket.SHUT_WR)
             elif event == exchange.STOPPED:
                 self._shut(_socket.SHUT_RD)
             elif event == exchange.SOURCE_ENDED:
                 asks = self._has_left is not None
-            elif event == exchange.TIMEOUT and self._has_left:
+            elif event == exchange.TIMEOUT and asks and self._has_left:
                 if self._has_left():
                     return "reader"
                 pause = min(2 * pause, ASK_AGAIN[1])

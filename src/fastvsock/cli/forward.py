@@ -7,17 +7,17 @@ from .. import errors
 from ..channels.protocol import PORT
 from ..handshake import parse_port
 from ..host import addresses, listeners
-from ..services.handlers import Terms, ToAddress
+from ..services.handlers import ToAddress
 from ..services.lifecycle import Plan
 from ..services.limits import prepare_process
 from . import description
 from .arguments import Seconds, path
-from .service import add_options, begin, live
+from .service import add_options, prepare_service, run_service, terms_of
 
 EPILOG = """\
 Each FORWARD is kubectl's LOCAL:PORT, PORT for the same number on both sides, or :PORT for a local port that the kernel
 chooses; with ADDRESS: in front for another address than 127.0.0.1. unix:PATH may stand for either side. Each address
-that is listened on is printed, in order, as "listening on ADDRESS".
+that is listened on is printed, in order, as "listening on ADDRESS". Both half-closes pass through: --linger has no use.
 
 exit status: 0, 1 for a failure that ended it or its --once connection, told on stderr in one line, 2 for wrong usage,
 128+n where a second signal n cut the --grace short.
@@ -43,21 +43,20 @@ def main(arguments: list[str]) -> int:
         metavar="SECONDS",
         help="for each connection: retry so long while the guest is still booting (default 0)",
     )
-    add_options(parser)
+    add_options(parser, over_limit="others wait")
     return run(parser.parse_args(arguments))
 
 
 def run(options: argparse.Namespace) -> int:
     """Serve until the end and return the exit status. Raises `FastvsockError`."""
-    terms = Terms(options.timeout, options.wait, options.linger, options.engine)
     forwards = [parse(forward, remote=options.allow_remote) for forward in options.forwards]
     agent_port = parse_port(options.port)
-    life = begin(options, False)
+    life = prepare_service(options, False)
     prepare_process()
     with ExitStack() as closing:
         listening, targets = [], {}
         for here, there in forwards:
-            listener = listeners.open_listener(here)
+            listener = listeners.open_listener(here, listeners.OWNER_ONLY if options.mode is None else options.mode)
             closing.callback(listener.close)
             listening.append(listener)
             address = listener.address
@@ -65,7 +64,8 @@ def run(options: argparse.Namespace) -> int:
         plan = Plan(
             once=options.once, grace=options.grace, stats_interval=options.stats_interval, ready_fd=options.ready_fd
         )
-        return live(options, life, plan, listening, ToAddress(options.uds, agent_port, targets, terms))
+        serve = ToAddress(options.uds, agent_port, targets, terms_of(options, wait=options.wait))
+        return run_service(options, life, plan, listening, serve, queue=True)
 
 
 def parse(forward: str, *, remote: bool = False) -> tuple[addresses.Address, str]:

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from ..channels.dialling import DialRelay
 from ..engines import queues
 from ..host.processes import Child
-from ..channels.dialling import DialRelay
 from ..relaying import Relay, RelayResult
 
 

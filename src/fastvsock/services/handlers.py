@@ -152,10 +152,10 @@ class ToAddress:
             raise
         near.setblocking(False)
         with closing(near), closing(channel):
-            relay = DialRelay(channel, near, partial(is_closed, near))
+            relay = DialRelay(channel, near, partial(is_closed, near), self._terms.idle_timeout)
             result = connection.run(relay, near)
-            if result.ended != "stopped":
-                hang_up(near)
+            if result.ended != "stopped" and not isinstance(result.error, errors.IdleTimeoutError):
+                hang_up(near, self._terms.stalled)
         _check(result)
 
     def _dial(self, address: str) -> Channel:
