@@ -23,7 +23,6 @@ from dataclasses import dataclass
 from signal import SIGCHLD, SIGQUIT
 from time import monotonic, sleep
 
-from ..host.addresses import Address
 from ..host.processes import ENDING, PASSED_ON, STACK, Child, Signal, Signals
 from ..stdio import log, write_line
 from .acceptor import Service
