@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 LINTERS := .github/lint.txt
 SOURCES := $(wildcard setup.py pyproject.toml src/fastvsock/engines/*.pyx $(LINTERS))
 
-.PHONY: help build demo test lint check format test-vm bench clean \
+.PHONY: help build demo test lint check format test-binary test-vm bench clean \
 	alpine binaries check-wheels dist sdist validate-wheels wheels wheels-lock
 
 help:
@@ -16,6 +16,7 @@ help:
 	@echo "make lint     run ruff and mypy"
 	@echo "make check    run the tests"
 	@echo "make format   apply ruff's formatting and its safe fixes"
+	@echo "make test-binary  run the tests of the command line with the static binary of x86_64"
 	@echo "make test-vm  run the tests that need a guest against real Firecracker, inside a VM"
 	@echo "make bench    measure throughput and CPU cost, splice against copy"
 	@echo "make clean    remove what these targets made"
@@ -67,6 +68,14 @@ VM_TESTS := tests/emulator/test_protocol.py tests/connect/test_behaviour.py test
 	tests/service/test_listen.py::test_a_connection_is_stdin_and_stdout \
 	tests/service/test_listen.py::test_a_connection_is_joined_to_a_socket_of_the_host \
 	tests/service/test_listen.py::test_a_connection_gets_a_child_of_its_own
+
+# The static binary of this machine (minutes the first time, then seconds), and the tests of the program run by it.
+test-binary: build
+	$(PYTHON) -m wheels.static.build --only x86_64 --wheels build/static --output build/static
+	for name in fastvsock runcvm-vsock-connect; do \
+		ln -sf "$$(echo '$(CURDIR)'/build/static/fastvsock-*-linux-x86_64)" "build/static/$$name" || exit 1; \
+	done
+	FASTVSOCK_TEST_COMMAND='$(CURDIR)/build/static/{name}' $(BIN)/python -m pytest -q tests/connect tests/cli
 
 test-vm: build
 	$(BIN)/python tests/vm/run.py $(VM_TESTS)

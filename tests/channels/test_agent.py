@@ -209,7 +209,7 @@ def test_a_shortage_of_descriptors_is_survived(engine: str, tmp_path: Path) -> N
 
 def test_a_shortage_of_processes_is_a_sentence(engine: str, tmp_path: Path) -> None:
     if os.getuid() == 0:
-        pytest.skip("root may start any number of processes")
+        pytest.skip("by design: root may start any number of processes")
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_NPROC, (3, 3))

@@ -194,7 +194,7 @@ def test_the_core_check_does_not_pass_without_the_splice_engine(unpacked: Path) 
     facts = json.loads(done.stdout)
     assert done.returncode == 1
     assert facts["package"] == str(unpacked / "fastvsock")
-    assert "the splice engine is not there" in facts["failures"]["splice is what auto chooses"]
+    assert "the splice engine is not installed" in facts["failures"]["splice is what auto chooses"]
     assert {"echo, splice", "source, splice", "the command, splice"} <= set(facts["failures"])
     assert not [name for name in facts["failures"] if name.endswith(", copy")]
 

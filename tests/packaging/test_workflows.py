@@ -100,9 +100,9 @@ def test_every_supported_python_is_tested_on_both_machines_and_on_alpine() -> No
 @pytest.mark.parametrize(
     ("vm", "status", "made", "told"),
     [
-        (0, 0, "test, then test-vm", ""),
-        (77, 0, "test", "skipped: make test-vm"),
-        (70, 70, "test", ""),
+        (0, 0, "test, then test-binary, then test-vm", ""),
+        (77, 0, "test, then test-binary", "skipped: make test-vm"),
+        (70, 70, "test, then test-binary", ""),
     ],
     ids=["the VM can run", "this machine cannot", "the VM is broken"],
 )
@@ -112,6 +112,7 @@ def test_ci_requires_every_tool_and_names_what_it_skips(
     scripts = {
         "bin/make": 'echo "made $1, $FASTVSOCK_REQUIRE_ALL"',
         "bin/apt-get": "exit 0",
+        "bin/uname": "echo x86_64",
         ".venv/bin/python": f"exit {vm}",
     }
     for name, text in scripts.items():
