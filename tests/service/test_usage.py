@@ -104,7 +104,8 @@ def test_threads_that_wait_for_the_interpreter_wake_up_rarely(
     words: list[str], far_end: FarEnd, tmp_path: Path
 ) -> None:
     # With Python's own 0.005 s, a thousand connections at once can keep a busy machine from doing anything else.
-    program = "import sys; from fastvsock import cli; cli.run(sys.argv[1:]); print(round(sys.getswitchinterval(), 3))"
+    run = "import sys; from fastvsock.cli import umbrella; umbrella.run(sys.argv[1:])"
+    program = f"{run}; print(round(sys.getswitchinterval(), 3))"
     uds = far_end.uds if words[0] == "proxy" else str(tmp_path / "missing" / "v.sock")
     done = subprocess.run(
         [sys.executable, "-c", program, words[0], uds, "7", *words[1:]],
