@@ -123,4 +123,4 @@ alpine:
 		make $(RUN)"
 
 clean:
-	rm -rf $(VENV) build dist src/fastvsock.egg-info src/fastvsock/engines/_frames.c src/fastvsock/engines/_splice.c src/fastvsock/engines/*.so
+	rm -rf $(VENV) build dist src/fastvsock.egg-info src/fastvsock/engines/_frames.c src/fastvsock/engines/_splice.c src/fastvsock/copying/_openat2.c src/fastvsock/*/*.so

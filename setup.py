@@ -39,12 +39,12 @@ setup(
     ext_modules=cythonize(
         [
             Extension(
-                f"fastvsock.engines.{name}",
-                [f"src/fastvsock/engines/{name}.pyx"],
+                f"fastvsock.{name}",
+                [f"src/fastvsock/{name.replace('.', '/')}.pyx"],
                 define_macros=[("Py_LIMITED_API", "0x030B0000")] if LIMITED else [],
                 py_limited_api=LIMITED,
             )
-            for name in ("_splice", "_frames")
+            for name in ("engines._splice", "engines._frames", "copying._openat2")
         ]
     ),
     cmdclass={"build_ext": OptionalBuildExt},

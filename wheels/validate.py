@@ -42,7 +42,7 @@ TESTS = (
 )
 CONSOLE_SCRIPT = "fastvsock = fastvsock.cli:main"
 STATIC = {".".join(platforms(machine)): machine for machine in MACHINES}  # a wheel's platform tag, and its machine
-EXTENSIONS = [f"fastvsock/engines/{name}.abi3.so" for name in ("_frames", "_splice")]
+EXTENSIONS = [f"fastvsock/{name}.abi3.so" for name in ("copying/_openat2", "engines/_frames", "engines/_splice")]
 LARGEST = 200_000  # bytes of the extension; a build that lost -O3 has four times as many
 
 

@@ -11,15 +11,16 @@ if TYPE_CHECKING:
     from .api import connect as connect
     from .api import open_connection as open_connection
     from .api import relay as relay
-    from .channels.aio import AsyncGuest as AsyncGuest
-    from .channels.guest import Guest as Guest
+    from .copying.aio import AsyncGuest as AsyncGuest
+    from .copying.guest import Guest as Guest
+    from .copying.result import CopyResult as CopyResult
     from .errors import *  # noqa: F403
     from .relaying import RelayResult as RelayResult
 
 __version__ = "0.2.0.dev0"
 
 _HOME = {"connect": "api", "open_connection": "api", "relay": "api", "RelayResult": "relaying"}
-_HOME |= {"AsyncGuest": "channels.aio", "Guest": "channels.guest"}
+_HOME |= {"AsyncGuest": "copying.aio", "Guest": "copying.guest", "CopyResult": "copying.result"}
 
 
 def __getattr__(name: str) -> "Any":

@@ -304,6 +304,7 @@ NOT_STARTED = {
     "terminal": "cannot open a terminal in the guest: {reason}",
     "process": "the guest's agent cannot start a process: {reason}",
     "address": "cannot connect to {subject} in the guest: {reason}",
+    "path": "cannot copy to {subject} in the guest: {reason}",
 }
 
 
@@ -319,6 +320,8 @@ class StartError(FastvsockError, OSError):
         self.filename = subject or None
         if kind == "command" and number == errno.ENOENT:
             self.exit_code = NOT_FOUND
+        elif kind == "path":
+            self.exit_code = 1
         elif kind not in ("command", "directory", "user", "group"):
             self.exit_code = NO_CHANNEL
 

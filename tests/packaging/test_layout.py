@@ -18,7 +18,7 @@ FLOORS = (
     {"handshake", "engines"},
     {"relaying"},
     {"api", "runcvm_vsock_connect", "channels"},
-    {"services", "emulator", "selfbench"},
+    {"services", "emulator", "selfbench", "copying"},
     {"agent", "diagnostics"},
     {"runcvm"},
     {"cli"},

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from . import users
+    from .copies import Copying
 
 
 class Cleanup:
@@ -128,11 +129,15 @@ class Channel:
         except ValueError as error:
             self._refuse("request", subject=str(error).encode())
             raise EndedError(f"a client sent {error}") from None
-        works: dict[int, type[Work]] = {
+        works: dict[int, Callable[..., Work | Copying]] = {
             protocol.EXEC: Execution,
             protocol.DIAL: Dialling,
             protocol.INFO: Information,
         }
+        if request.operation in (protocol.PUT, protocol.GET):
+            from . import copies  # which loads what nothing else needs
+
+            works[request.operation] = copies.Copying
         work = works.get(request.operation)
         if work is None:
             return self._refuse("request", subject=b"operation %d" % request.operation)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 VERSION = 1
 PORT = 721  # AF_VSOCK: below 1024 only root may listen
 REQUEST, STARTED, FAILED, SIGNAL, RESIZE, EXIT, DONE = range(16, 23)
-EXEC, DIAL, INFO = range(1, 4)
+EXEC, DIAL, INFO, PUT, GET = range(1, 6)
 STDIN, STDOUT, STDERR = range(3)
 UP, DOWN = 0, 1  # the streams of DIAL
 
@@ -39,7 +39,7 @@ ARGUMENT, VARIABLE, DIRECTORY, USER, GROUP, FLAGS, SIZE, ADDRESS, PROPERTY = ran
 WITH_STDIN, TERMINAL, CLEAR_ENVIRONMENT = 1, 2, 4
 
 # What FAILED is about
-KINDS = ("request", "version", "command", "directory", "user", "group", "terminal", "process", "address")
+KINDS = ("request", "version", "command", "directory", "user", "group", "terminal", "process", "address", "path")
 
 SIGNALS = range(1, 65)
 

@@ -18,6 +18,7 @@ COMMANDS = {
     "agent": "in a guest: do what fastvsock exec and fastvsock forward ask for",
     "bench": "measure splice against copy on this machine, or through a real VM",
     "connect": "join stdin and stdout to a port inside a microVM",
+    "cp": "copy files and trees to a guest and from it",
     "doctor": "diagnose common problems on this machine and with a VMM, and suggest fixes",
     "emulate": "stand in for a VMM and its guest: a hybrid vsock without a VM, for demos and tests",
     "exec": "run a command in a guest, without ssh",

@@ -1,0 +1,143 @@
+"""The host's side of a copy: asks the guest's agent for it, and is its sender or its receiver."""
+
+import errno
+import os
+from time import monotonic
+
+from .. import errors, handshake
+from ..channels import protocol
+from ..channels.protocol import Request
+from ..engines import choose
+from ..relaying import raise_send_buffer
+from .options import Options
+from .receive import Receiver
+from .report import Report
+from .send import Sender, split_source
+from .tree import Rehearsal, Target, TargetFault, Tree
+from .wire import BrokenWire, Wire, unexpected
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+
+class Copy:
+    """A copy between this host and the guest behind `uds`, with the parameters of `fastvsock.connect`.
+
+    `user` is who the agent is in the guest. Raises what `channels.client.Channel` does.
+    """
+
+    def __init__(
+        self,
+        uds: "handshake.Path",
+        options: Options,
+        report: Report,
+        *,
+        user: str = "",
+        port: int = protocol.PORT,
+        timeout: float | None = 10.0,
+        wait: float = 0.0,
+        engine: str | None = None,
+    ) -> None:
+        self._uds, self._options, self._report, self._user = uds, options, report, os.fsencode(user)
+        self._port, self._timeout, self._wait = port, timeout, wait
+        self.native = choose(engine) == "splice"
+        self.wire: Wire | None = None
+        self._order = protocol.Client()
+        self._abandoned = False
+
+    def _ask(self, operation: int, paths: "Sequence[bytes]") -> Wire:
+        """Connect, and have the agent begin. Raises `StartError` where it cannot."""
+        request = Request(operation, arguments=paths, variables=self._options.encode(), user=self._user)
+        frame = request.encode()
+        limit = handshake.limit(self._timeout)
+        sock = handshake.connect(self._uds, self._port, self._timeout, self._wait)
+        raise_send_buffer(sock)
+        self.wire = wire = Wire(sock, splices=self.native)
+        if self._abandoned:
+            wire.cut()
+        deadline = monotonic() + limit
+        try:
+            wire.put(frame)
+            wire.flush()
+            kind, payload = wire.next(max(deadline - monotonic(), 0))
+        except TimeoutError:
+            raise errors.AgentTimeoutError(limit) from None
+        except BrokenWire as broken:
+            raise errors.ChannelBrokenError("connecting and before its first answer", broken.args[0]) from None
+        if isinstance(payload, int):
+            raise unexpected(kind, payload)
+        self._order.receive(kind, payload)
+        return wire
+
+    def put(self, sources: "Sequence[bytes]", target: bytes) -> None:
+        """Copy paths of this host to `target` in the guest. What fails is reported, by name."""
+        names = [split_source(source)[1] for source in sources]
+        self.send([target, *names], lambda sender: sender.run(sources, sources))
+
+    def send(self, paths: "Sequence[bytes]", act: "Callable[[Sender], None]") -> None:
+        """Copy what `act` sends to the guest: `paths` are the target, and the names of the sources in it."""
+        wire = self._ask(protocol.PUT, paths)
+        try:
+            sender = Sender(wire, self._options, self._report, native=self.native)
+            act(sender)
+            kind, payload = sender.answers.wait_for_end()
+            self._end(wire, kind, payload)
+        except BrokenWire as broken:
+            raise self._broken(wire, broken) from None
+        if self._order.status and not sender.answers.failures:  # what cannot be an entry's
+            raise errors.StreamError("the guest's disk has not taken all of it", errno.EIO)
+
+    def get(self, sources: "Sequence[bytes]", target: bytes) -> None:
+        """Copy paths of the guest to `target` on this host. What fails is reported, by name.
+
+        Raises `StreamError` where the target cannot be used.
+        """
+        names = [split_source(source)[1] or None for source in sources]
+        try:
+            place = Target(target, names)
+        except TargetFault as fault:
+            number, path = fault.args
+            shown = errors.printable(os.fsdecode(path))
+            raise errors.StreamError(f"cannot copy to {shown}: {os.strerror(number)}", number) from None
+        try:
+            tree = (Rehearsal if self._options.dry_run else Tree)(place, self._options, native=self.native)
+            self.receive(tree, sources)
+        finally:
+            place.close()
+
+    def receive(self, tree: Tree, sources: "Sequence[bytes]") -> None:
+        """Copy paths of the guest to `tree`."""
+        wire = self._ask(protocol.GET, sources)
+        try:
+            labels = [b":" + source for source in sources]
+            Receiver(wire, tree, self._options, self._report, labels).run()
+            kind, payload = wire.next()
+            if isinstance(payload, int):
+                raise unexpected(kind, payload)
+            self._end(wire, kind, payload)
+        except BrokenWire as broken:
+            raise self._broken(wire, broken) from None
+
+    def _end(self, wire: Wire, kind: int, payload: bytes) -> None:
+        """The agent has had its last word: have ours."""
+        self._order.receive(kind, payload)
+        wire.put(protocol.done())
+        try:
+            wire.flush()
+        except BrokenWire:
+            pass  # everything is there
+
+    def _broken(self, wire: Wire, broken: BrokenWire) -> errors.ChannelBrokenError:
+        return errors.ChannelBrokenError(f"{wire.sent} bytes up and {wire.received} down", broken.args[0])
+
+    def abandon(self) -> None:
+        """Cut the connection, from another thread: the copy raises `ChannelBrokenError`."""
+        self._abandoned = True
+        if self.wire:
+            self.wire.cut()
+
+    def close(self) -> None:
+        """Close the connection, which ends the copy if it has not ended."""
+        if self.wire:
+            self.wire.close()

@@ -1,0 +1,435 @@
+"""Writing a copy down: every entry below one root, whole or not at all, and never through a link.
+
+A file is written under a temporary name in its folder, which is locked while it is in use, and renamed when it is
+complete. What an interruption leaves of a large file can be continued: the temporary name says which file, of which
+size and time, it is the beginning of.
+"""
+
+import errno
+import fcntl
+import hashlib
+import os
+import stat
+
+from . import entries
+from .entries import Entry, Fault
+from .folders import DIRECTORY, Folder, Shelf
+from .options import Options
+from .send import file_digest
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+PREFIX, SUFFIX = b".fastvsock-", b".part"
+KEY = 16  # hexadecimal digits
+WORTH_KEEPING = 1 << 20  # bytes of a file that was interrupted
+WRITE_FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+
+class TargetFault(Exception):  # each end has an error of its own for it
+    """The target cannot be used: the arguments are an errno, and the path that it is about."""
+
+
+class Target:
+    """Where a copy goes. `names` are what the sources are called in it if it is a folder; None for their contents.
+
+    The rules are those of `docker cp` and cp(1): into a folder that exists, under their own names; else under the name
+    of the target. Opens the folder that all of it stays in. Raises `TargetFault`.
+    """
+
+    def __init__(self, path: bytes, names: "Sequence[bytes | None]") -> None:
+        self.names = list(names)
+        self.needs_folder = False  # because of a slash behind its name
+        self.root = -1
+        try:
+            self.root = self._open(path)
+        except OSError as error:
+            raise TargetFault(error.errno or 0, path) from None
+
+    def _open(self, path: bytes) -> int:
+        try:
+            is_folder = stat.S_ISDIR(os.stat(path).st_mode)
+        except FileNotFoundError:
+            is_folder = False
+            self.needs_folder = path.endswith(b"/")
+            if len(self.names) > 1:
+                raise
+        if is_folder:
+            return os.open(path, DIRECTORY)
+        if len(self.names) > 1:
+            raise OSError(errno.ENOTDIR, "")
+        name = os.path.basename(path.rstrip(b"/"))
+        if not entries.is_name(name):
+            raise OSError(errno.ENOENT, "")
+        self.names = [name]
+        return os.open(os.path.dirname(path.rstrip(b"/")) or b".", DIRECTORY)
+
+    def close(self) -> None:
+        """Close the folder."""
+        os.close(self.root)
+
+
+class Partial:
+    """A file that is being written, in `folder` under the name `temporary` so far: `name` is its final one."""
+
+    def __init__(self, folder: Folder, temporary: bytes, name: bytes, fd: int) -> None:
+        self.folder, self.temporary, self.name, self.fd = folder, temporary, name, fd
+        self.position = 0  # the bytes that are delivered, or left out as a hole
+        self._has_hole = False
+
+    def skip(self, length: int) -> None:
+        """Leave a hole. Raises `Fault`."""
+        self._has_hole = True
+        try:
+            os.lseek(self.fd, length, os.SEEK_CUR)
+        except OSError:  # EINVAL and EOVERFLOW say it of an offset
+            raise Fault(entries.WRITE, errno.EFBIG) from None
+
+    def write(self, data: memoryview) -> None:
+        """Write content. Raises `Fault`."""
+        self.position += len(data)
+        try:
+            while data:
+                data = data[os.write(self.fd, data) :]
+        except OSError as error:
+            raise Fault(entries.WRITE, error.errno or 0) from None
+
+    def set_size(self, size: int) -> None:
+        """Make a hole at the end part of the file. Raises `OSError`."""
+        if self._has_hole:
+            os.ftruncate(self.fd, size)
+
+    def abandon(self, *, keep: bool) -> None:
+        """It will not be complete: remove it, unless it is worth continuing and `keep` says so."""
+        try:
+            if not (keep and os.fstat(self.fd).st_size >= WORTH_KEEPING):
+                os.unlink(self.temporary, dir_fd=self.folder.fd)
+        except OSError:
+            pass  # somebody else has removed it
+        os.close(self.fd)
+
+
+class Level:
+    """A folder that is being written: None where it could not be made; `entry` is None where it stays as it is."""
+
+    __slots__ = ("entry", "folder", "name")
+
+    def __init__(self, name: bytes, folder: "Folder | None" = None, entry: "Entry | None" = None) -> None:
+        self.folder, self.name, self.entry = folder, name, entry
+
+
+class Tree:
+    """A receiver's disk. Its methods raise `Fault` for what cannot be written, and the copy goes on."""
+
+    def __init__(self, target: Target, options: Options, *, native: bool) -> None:
+        self._options, self._target = options, target
+        self._shelf = Shelf(native=native)
+        self.root = Folder(self._shelf, b"", root=target.root)
+        self._levels = [Level(b"", self.root)]
+        self._owner = options.owner and os.geteuid() == 0
+        self._linked: dict[int, tuple[Folder, bytes]] = {}
+        self.top: bytes | None = None  # what the next entry at the top is called; None: what is in it goes to the root
+
+    @property
+    def depth(self) -> int:
+        """How many folders the next entry is in, the root not counted."""
+        return len(self._levels) - 1
+
+    def path(self, name: bytes = b"") -> bytes:
+        """Where the entry `name`, or the folder in hand, stands below its source."""
+        names = [level.name for level in self._levels[2:]]
+        return b"/".join([*names, name] if name and self.depth else names)
+
+    def begin_source(self, number: int) -> None:
+        """The next entry at the top is what this source is about."""
+        self.top = self._target.names[number]
+
+    def place(self, entry: Entry) -> tuple[Folder, bytes]:
+        """The folder and the name for an entry. What the other end calls it does not matter at the top."""
+        folder = self._levels[-1].folder
+        if folder is None:
+            raise Fault(entries.FOLDER, 0)
+        if not self.depth:
+            assert self.top is not None
+            return folder, self.top
+        if is_temporary(entry.name):
+            raise Fault(entries.NAME, 0)
+        return folder, entry.name
+
+    def _place_file(self, entry: Entry) -> tuple[Folder, bytes]:
+        if not self.depth and self.top is None:
+            raise Fault(entries.CREATE, errno.ENOTDIR)
+        if not self.depth and self._target.needs_folder:
+            raise Fault(entries.CREATE, errno.ENOENT)
+        return self.place(entry)
+
+    def enter(self, entry: Entry) -> None:
+        """Make a folder, if it is not there, and be in it. Raises `Fault`, and is in it nevertheless."""
+        level = Level(entry.name)
+        try:
+            if not self.depth and self.top is None:
+                level.folder = self.root
+                return
+            above, name = self.place(entry)
+            try:
+                os.mkdir(name, 0o777 if entry.flags & entries.BARE else 0o700, dir_fd=above.fd)
+            except FileExistsError:
+                pass
+            folder = above.child(name)
+            if folder.fd >= 0:
+                level.folder, level.entry = folder, None if entry.flags & entries.BARE else entry
+        except OSError as error:
+            raise Fault(entries.CREATE, error.errno or 0) from None
+        finally:
+            self._levels.append(level)
+
+    def leave(self) -> None:
+        """Be done with a folder. Its mode and time come last, for its entries need the one and change the other."""
+        level = self._levels.pop()
+        if level.folder is None:
+            return
+        try:
+            if level.entry:
+                self.set_attributes(level.folder.fd, level.entry)
+            if self._options.fsync:
+                os.fsync(level.folder.fd)
+        except OSError as error:
+            raise Fault(entries.SET, error.errno or 0) from None
+        finally:
+            level.folder.close()
+
+    def set_attributes(self, fd: int, entry: Entry) -> None:
+        """Give a file or folder its owner, attributes, mode and time: in this order, for a new owner ends setuid."""
+        if self._owner:
+            os.fchown(fd, entry.uid, entry.gid)
+        for name, value in entry.xattrs:
+            try:
+                os.setxattr(fd, name, value)
+            except OSError as error:
+                if error.errno not in (errno.EPERM, errno.EACCES, errno.EOPNOTSUPP):
+                    raise
+        os.fchmod(fd, entry.mode if self._owner else entry.mode & 0o777)
+        os.utime(fd, ns=(entry.mtime, entry.mtime))
+
+    def create(self, entry: Entry) -> Partial:
+        """Begin a file."""
+        folder, name = self._place_file(entry)
+        try:
+            fd = folder.fd
+            while True:
+                temporary = new_name(name, entry)
+                file = os.open(temporary, WRITE_FLAGS | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=fd)
+                if lock(file):
+                    return Partial(folder, temporary, name, file)
+                os.close(file)
+        except OSError as error:
+            raise Fault(entries.CREATE, error.errno or 0) from None
+
+    def go_on(self, entry: Entry, offset: int) -> Partial:
+        """Go on with a file behind `offset`, which an earlier copy has come to."""
+        folder, name = self._place_file(entry)
+        try:
+            for temporary in leftovers(folder):
+                if temporary.startswith(name_of(name, entry)):
+                    fd = open_leftover(folder, temporary)
+                    if fd >= 0:
+                        os.ftruncate(fd, offset)
+                        os.lseek(fd, offset, os.SEEK_SET)
+                        return Partial(folder, temporary, name, fd)
+        except OSError as error:
+            raise Fault(entries.WRITE, error.errno or 0) from None
+        raise Fault(entries.WRITE, errno.ENOENT)
+
+    def complete(self, partial: Partial, entry: Entry, digest: bytes) -> None:
+        """A file is whole: see whether it is, and give it its name. Raises `Fault`, and the file is gone."""
+        try:
+            partial.set_size(entry.size)
+            if digest and file_digest(partial.fd) != digest:
+                raise Fault(entries.DIFFERS, 0)
+            self.set_attributes(partial.fd, entry)
+            if self._options.fsync:
+                os.fsync(partial.fd)
+            fd = partial.folder.fd
+            os.rename(partial.temporary, partial.name, src_dir_fd=fd, dst_dir_fd=fd)
+        except OSError as error:
+            partial.abandon(keep=False)
+            raise Fault(entries.WRITE, error.errno or 0) from None
+        except Fault:
+            partial.abandon(keep=False)
+            raise
+        os.close(partial.fd)
+
+    def keep(self, entry: Entry) -> None:
+        """A file that is there already: only its mode and owner may be others. Raises `Fault`."""
+        folder, name = self._place_file(entry)
+        try:
+            there = os.stat(name, dir_fd=folder.fd, follow_symlinks=False)
+            owner = (entry.uid, entry.gid) if self._owner else (there.st_uid, there.st_gid)
+            mode = entry.mode if self._owner else entry.mode & 0o777
+            if (stat.S_IMODE(there.st_mode), there.st_uid, there.st_gid) != (mode, *owner):
+                fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder.fd)
+                try:
+                    self.set_attributes(fd, entry)
+                finally:
+                    os.close(fd)
+        except OSError as error:
+            raise Fault(entries.SET, error.errno or 0) from None
+
+    def remember(self, number: int, entry: Entry) -> None:
+        """Other names of this file may follow."""
+        if len(self._linked) < entries.MAX_LINKABLE:
+            self._linked[number] = self.place(entry)
+
+    def link(self, entry: Entry, number: int) -> None:
+        """Give a file, which came as entry `number`, another name."""
+        folder, name = self._place_file(entry)
+        if number not in self._linked:
+            raise Fault(entries.NO_LINK, 0)
+        above, first = self._linked[number]
+        try:
+            source = os.dup(above.fd)  # to look up the other folder may close it
+            try:
+                fd = folder.fd
+                put_in_place(
+                    fd,
+                    name,
+                    entry,
+                    lambda new: os.link(first, new, src_dir_fd=source, dst_dir_fd=fd, follow_symlinks=False),
+                )
+            finally:
+                os.close(source)
+        except OSError as error:
+            raise Fault(entries.CREATE, error.errno or 0) from None
+
+    def symlink(self, entry: Entry) -> None:
+        """Make a symbolic link, which nothing here will ever follow."""
+        folder, name = self._place_file(entry)
+        try:
+            fd = folder.fd
+            put_in_place(fd, name, entry, lambda new: os.symlink(entry.rest, new, dir_fd=fd))
+            if self._owner:
+                os.chown(name, entry.uid, entry.gid, dir_fd=fd, follow_symlinks=False)
+            os.utime(name, ns=(entry.mtime, entry.mtime), dir_fd=fd, follow_symlinks=False)
+        except OSError as error:
+            raise Fault(entries.CREATE, error.errno or 0) from None
+
+    def fifo(self, entry: Entry) -> None:
+        """Make a FIFO."""
+        folder, name = self._place_file(entry)
+        try:
+            fd = folder.fd
+            put_in_place(fd, name, entry, lambda new: os.mkfifo(new, 0o600, dir_fd=fd))
+            pipe = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
+            try:
+                self.set_attributes(pipe, entry)
+            finally:
+                os.close(pipe)
+        except OSError as error:
+            raise Fault(entries.CREATE, error.errno or 0) from None
+
+    def finish(self) -> None:
+        """All is there: let the disk have it, if that is asked for. Raises `OSError`."""
+        if self._options.fsync:
+            os.fsync(self.root.fd)
+
+    def close(self) -> None:
+        """Close all folders."""
+        self._shelf.close_all()
+
+
+class Rehearsal(Tree):
+    """A tree that stays as it is: for `--dry-run`."""
+
+    def enter(self, entry: Entry) -> None:
+        """Be in a folder, without making it."""
+        self._levels.append(Level(entry.name))
+
+    def symlink(self, entry: Entry) -> None:
+        """Make nothing."""
+
+    def fifo(self, entry: Entry) -> None:
+        """Make nothing."""
+
+    def link(self, entry: Entry, number: int) -> None:
+        """Make nothing."""
+
+    def keep(self, entry: Entry) -> None:
+        """Change nothing."""
+
+    def remember(self, number: int, entry: Entry) -> None:
+        """Nothing will be linked to."""
+
+    def finish(self) -> None:
+        """Nothing has been written."""
+
+
+def put_in_place(fd: int, name: bytes, entry: Entry, make: "Callable[[bytes], None]") -> None:
+    """`make` an entry in the folder `fd`; what has its name is replaced in one step. Raises `OSError`."""
+    try:
+        make(name)
+    except FileExistsError:
+        temporary = new_name(name, entry)
+        make(temporary)
+        try:
+            os.rename(temporary, name, src_dir_fd=fd, dst_dir_fd=fd)
+        finally:
+            try:
+                os.unlink(temporary, dir_fd=fd)  # it is still there where both are names of one file: rename(2)
+            except FileNotFoundError:
+                pass
+
+
+# The names of files that are being written, and of what is left of them
+
+
+def name_of(name: bytes, entry: Entry) -> bytes:
+    """What a temporary name begins with: which file it is, and of which size and time."""
+    version = entry.size.to_bytes(8, "big") + entry.mtime.to_bytes(8, "big", signed=True)
+    return b"%s%s%s" % (PREFIX, _short(name), _short(version))
+
+
+def _short(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=KEY // 2).hexdigest().encode()
+
+
+def new_name(name: bytes, entry: Entry) -> bytes:
+    """A temporary name that nobody has."""
+    return b"%s-%s%s" % (name_of(name, entry), os.urandom(4).hex().encode(), SUFFIX)
+
+
+def is_temporary(name: bytes) -> bool:
+    """Whether it looks like a temporary name."""
+    return name.startswith(PREFIX) and name.endswith(SUFFIX)
+
+
+def lock(fd: int) -> bool:
+    """Take the lock of a temporary file. False where another copy is writing it."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def leftovers(folder: Folder) -> "list[bytes]":
+    """The temporary names in a folder. Raises `OSError`."""
+    fd = os.open(b".", DIRECTORY, dir_fd=folder.fd)
+    try:
+        with os.scandir(fd) as found:
+            return [name for entry in found if is_temporary(name := os.fsencode(entry.name))]
+    finally:
+        os.close(fd)
+
+
+def open_leftover(folder: Folder, name: bytes) -> int:
+    """A temporary file that nobody is writing, locked; -1 where it is in use, gone, or something else."""
+    try:
+        fd = os.open(name, WRITE_FLAGS, dir_fd=folder.fd)
+    except OSError:
+        return -1
+    status = os.fstat(fd)
+    if stat.S_ISREG(status.st_mode) and status.st_nlink == 1 and status.st_uid == os.geteuid() and lock(fd):
+        return fd
+    os.close(fd)
+    return -1

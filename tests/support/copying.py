@@ -1,0 +1,165 @@
+"""What the tests of copies share: trees with everything in them, what a tree is, and a far end that a test controls."""
+
+import os
+import socket
+import stat
+import subprocess
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fastvsock.channels import protocol
+from fastvsock.copying import entries
+from support import HANG
+from support.channels import Guest, Peer, umbrella
+
+ODD_NAMES = [
+    b"a b",
+    b"a\nb",
+    b"\xff\xfe",
+    b"\x1b[31mred",
+    "Ä €".encode(),
+    b"-rf",
+    b":x",
+    b"'\"\\$`",
+    b"x" * 255,
+    b"...",
+]
+
+
+def cp_command(guest: Guest, *words: str | Path, engine: str = "auto") -> list[str]:
+    """The command line of `fastvsock cp`; options come first in `words`."""
+    at = next(number for number, word in enumerate(words) if not str(word).startswith("-") or word == "-")
+    options, paths = words[:at], words[at:]
+    return umbrella("cp", "--engine", engine, *map(str, options), guest.uds, *map(str, paths))
+
+
+def cp(guest: Guest, *words: str | Path, engine: str = "auto", **kinds: Any) -> subprocess.CompletedProcess[bytes]:
+    """Run `fastvsock cp` to its end."""
+    return subprocess.run(
+        cp_command(guest, *words, engine=engine), capture_output=True, timeout=HANG, check=False, **kinds
+    )
+
+
+def copied(guest: Guest, *words: str | Path, engine: str = "auto", **kinds: Any) -> subprocess.CompletedProcess[bytes]:
+    """Run `fastvsock cp`, which must copy everything and print nothing."""
+    done = cp(guest, *words, engine=engine, **kinds)
+    assert (done.returncode, done.stderr) == (0, b""), done.stderr
+    return done
+
+
+def snapshot(root: Path | bytes) -> dict[bytes, tuple[object, ...]]:
+    """All that a copy keeps of a tree, by paths below its root; files with several names have the first in common."""
+    top = os.fsencode(root)
+    found: dict[bytes, tuple[object, ...]] = {}
+    first: dict[int, bytes] = {}
+    for folder, folders, files in os.walk(top):
+        folders.sort()
+        for name in sorted([*folders, *files, b"."]):
+            path = os.path.join(folder, name)
+            status = os.lstat(path)
+            content: object = None
+            if stat.S_ISREG(status.st_mode):
+                content = Path(os.fsdecode(path)).read_bytes()
+            elif stat.S_ISLNK(status.st_mode):
+                content = os.readlink(path)
+            below = os.path.relpath(path, top)
+            link = first.setdefault(status.st_ino, below) if stat.S_ISREG(status.st_mode) else b""
+            found[below] = status.st_mode, status.st_uid, status.st_gid, status.st_mtime_ns, content, link
+    return found
+
+
+def make_tree(root: Path) -> Path:
+    """A tree with one of everything that a copy keeps."""
+    (root / "sub" / "below").mkdir(parents=True)
+    (root / "empty").mkdir(mode=0o700)
+    (root / "file").write_bytes(b"content")
+    (root / "nothing").touch()
+    (root / "large").write_bytes(os.urandom(3_000_001))
+    (root / "exactly").write_bytes(os.urandom(entries.SMALL))
+    (root / "sub" / "program").write_bytes(b"#!/bin/sh\n")
+    (root / "sub" / "program").chmod(0o755)
+    (root / "sub" / "below" / "secret").write_bytes(b"s")
+    (root / "sub" / "below" / "secret").chmod(0o400)
+    (root / "sub" / "link").symlink_to("../file")
+    (root / "dangling").symlink_to("/nothing/is/here")
+    (root / "sub" / "again").hardlink_to(root / "file")
+    (root / "sub" / "large-again").hardlink_to(root / "large")
+    os.mkfifo(root / "fifo", 0o640)
+    for name in ODD_NAMES:
+        Path(os.fsdecode(os.path.join(os.fsencode(root), name))).write_bytes(name)
+    os.utime(root / "file", ns=(1, 981173106_123456789))
+    os.utime(root / "sub", ns=(1, -1_000_000_001))
+    os.utime(root / "sub" / "link", ns=(1, 1_234_567_891_000_000_001), follow_symlinks=False)
+    return root
+
+
+class FarEnd(Peer):
+    """The other end of a copy, by hand: it sends what it likes."""
+
+    def put(self, *frames: bytes) -> None:
+        """Send frames as they are; a client that has gone does not mind."""
+        try:
+            self.sock.sendall(b"".join(frames))
+        except OSError:
+            pass
+
+    def drain(self) -> bytes:
+        """Everything that still comes."""
+        data = b""
+        try:
+            while part := self.sock.recv(1 << 16):
+                data += part
+        except OSError:
+            pass
+        return data
+
+
+@contextmanager
+def agent_that(uds: Path, act: Callable[[FarEnd], None]) -> Iterator[Guest]:
+    """An agent of ill will: it takes one request, says that it has begun, and then `act` has the connection."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(uds))
+    listener.listen()
+    listener.settimeout(HANG)
+
+    def serve() -> None:
+        try:
+            sock, _ = listener.accept()
+        except OSError:
+            return
+        with sock:
+            end = FarEnd(sock)
+            while end._exactly(1) != b"\n":
+                pass
+            sock.sendall(b"OK 1073741824\n")
+            end.receive()
+            end.put(protocol.started())
+            act(end)
+            end.drain()
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    try:
+        yield Guest(str(uds), None)  # type: ignore[arg-type]
+    finally:
+        listener.close()
+        thread.join(HANG)
+
+
+def attack(*frames: bytes, source: int = 0) -> Callable[[FarEnd], None]:
+    """An agent's answer to GET: the source, these frames, and the channel's end."""
+
+    def act(end: FarEnd) -> None:
+        end.put(entries.pair(entries.SOURCE, source), *frames, protocol.exited(0))
+
+    return act
+
+
+def sent(*frames: bytes) -> Sequence[bytes]:
+    """The frames and an end that fits them: as many entries as there are, no content but in small files."""
+    kinds = [frame[0] for frame in frames]
+    size = sum(int.from_bytes(frame[29:37], "big") for frame in frames if frame[0] == entries.FILE)
+    return [*frames, entries.pair(entries.FINISH, sum(kind in entries.NUMBERED for kind in kinds), size)]
