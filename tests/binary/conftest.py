@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from support import HANG
-from wheels import places
+from support import HANG, binaries
 from wheels.static import build, cpython
 
 # Behind the binary's own start, these take the place of its functions, and run the code in the first argument.
@@ -31,18 +30,14 @@ def resume(arguments, environment):
 
 @pytest.fixture(scope="session")
 def machine() -> str:
-    """The machine that runs the tests, where its CPython was built: that takes minutes, and no test starts it."""
-    machine = os.uname().machine
-    if machine not in build.MACHINES or not cpython.built(machine) or not cpython.built(cpython.NATIVE):
-        pytest.skip("by design: the binary is tested where its CPython has been built (make binaries)")
-    return machine
+    """The machine that runs the tests."""
+    return binaries.machine()
 
 
 @pytest.fixture(scope="session", params=build.KINDS)
 def kind(request: pytest.FixtureRequest, machine: str) -> str:
     """Each way to start in turn."""
-    if request.param == "image" and not places.qemu_here(machine):
-        pytest.skip("by design: an image is made where qemu-user has been unpacked (make binaries)")
+    binaries.require(request.param, machine)
     return str(request.param)
 
 

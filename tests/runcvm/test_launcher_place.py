@@ -18,6 +18,13 @@ TRAP = "#!/bin/sh\ntouch {mark}\nexit 9\n"
 TRAPS = ("usr/bin/python3", "lib/ld", "bin/busybox")
 
 
+@pytest.fixture(params=["package", "binary"])
+def whole(request: pytest.FixtureRequest, whole: Path) -> Path:
+    """A bundle that has the package, and a Python for it, or the static binary."""
+    installed(whole, *(["--binary", request.getfixturevalue("binary")] if request.param == "binary" else []))
+    return whole
+
+
 @pytest.fixture
 def trap(tmp_path: Path) -> Path:
     """A folder of a stranger: programs lie where a bundle would have them, and modules that Python would load."""
@@ -55,7 +62,6 @@ def in_path(whole: Path) -> str:
 
 @pytest.mark.parametrize("how", ["directly", "through a shell", "bash NAME", "env"])
 def test_the_launcher_that_is_found_through_path_uses_its_own_bundle(whole: Path, trap: Path, how: str) -> None:
-    installed(whole)
     command = {"directly": [NAME], "through a shell": ["sh", "-c", f'{NAME} "$@"', "sh"], "env": ["env", NAME]}
     result = start(trap, *command.get(how, ["bash", NAME]), PATH=in_path(whole))
     assert (result.returncode, result.stdout) == (0, VERSION), result.stderr
@@ -64,7 +70,6 @@ def test_the_launcher_that_is_found_through_path_uses_its_own_bundle(whole: Path
 @pytest.mark.parametrize("how", [[], ["sh"], ["bash"], ["busybox", "sh"], ["python3"]])
 @pytest.mark.parametrize("link", ["to it", "to a link to it"])
 def test_a_link_in_a_strangers_folder_leads_to_the_bundle(whole: Path, trap: Path, how: list[str], link: str) -> None:
-    installed(whole)
     (trap / "here/one").symlink_to(whole / LAUNCHER)
     (trap / "here/two").symlink_to("one")
     result = start(trap, *how, "./one" if link == "to it" else "./two")
@@ -72,7 +77,6 @@ def test_a_link_in_a_strangers_folder_leads_to_the_bundle(whole: Path, trap: Pat
 
 
 def test_a_link_is_refused_where_nothing_can_follow_it(whole: Path, trap: Path, tmp_path: Path) -> None:
-    installed(whole)
     (trap / "here/one").symlink_to(whole / LAUNCHER)
     (tmp_path / "empty").mkdir()
     result = start(trap, str(shutil.which("sh")), "./one", PATH=str(tmp_path / "empty"))
@@ -82,7 +86,6 @@ def test_a_link_is_refused_where_nothing_can_follow_it(whole: Path, trap: Path, 
 
 @pytest.mark.parametrize("how", [["sh"], ["bash"], ["busybox", "sh"], ["python3"]])
 def test_the_launcher_runs_by_its_name_in_its_own_folder(whole: Path, how: list[str]) -> None:
-    installed(whole)
     for path in (os.environ["PATH"], in_path(whole), f"{os.environ['PATH']}:."):
         result = subprocess.run(
             [*how, NAME, "--version"],
@@ -98,7 +101,6 @@ def test_the_launcher_runs_by_its_name_in_its_own_folder(whole: Path, how: list[
 
 @pytest.mark.parametrize("how", [[], ["sh"], ["bash"], ["python3"]])
 def test_the_launcher_runs_by_a_relative_path(whole: Path, how: list[str]) -> None:
-    installed(whole)
     for folder, path in ((whole, LAUNCHER), (whole / "bin", f"../{LAUNCHER}"), (whole / "scripts", f"./{NAME}")):
         command = [*how, path, "--version"]
         result = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=HANG, check=False)
@@ -106,7 +108,6 @@ def test_the_launcher_runs_by_a_relative_path(whole: Path, how: list[str]) -> No
 
 
 def test_a_name_that_may_mean_two_launchers_is_refused(whole: Path, trap: Path) -> None:
-    installed(whole)
     shutil.copy(whole / LAUNCHER, trap / "here" / NAME)
     result = start(trap, "bash", NAME, PATH=in_path(whole))
     assert (result.returncode, result.stdout) == (2, "")
@@ -115,13 +116,11 @@ def test_a_name_that_may_mean_two_launchers_is_refused(whole: Path, trap: Path) 
 
 @pytest.mark.parametrize("value", ["", ":/nowhere", ".", "/nowhere:", "../here"])
 def test_python_loads_no_module_from_the_folder_in_which_it_is_started(whole: Path, trap: Path, value: str) -> None:
-    installed(whole)
     result = start(trap, "python3", whole / LAUNCHER, PYTHONPATH=value)
     assert (result.returncode, result.stdout) == (0, VERSION), result.stderr
 
 
 def test_python_loads_no_module_from_where_a_link_lies(whole: Path, trap: Path) -> None:
-    installed(whole)
     (trap / "here/one").symlink_to("two")
     (trap / "here/two").symlink_to(whole / LAUNCHER)
     assert start(trap, "python3", "./one").stdout == VERSION

@@ -130,7 +130,7 @@ def link(machine: str, folder: Path, *, kind: str = SHIPPED, start: Path = HERE 
     for path in (*HERE.glob("*.c"), *HERE.glob("*.h")):
         shutil.copy(path, made)
     flags = [*FLAGS, f"-I{python.headers}", f"-I{python.headers / 'internal'}"]
-    own = [*flags, *INTERNAL, *(["-DIMAGE"] if kind == "image" else [])]
+    own = [*flags, *INTERNAL, f'-DVERSION="{version()}"', *(["-DIMAGE"] if kind == "image" else [])]
     objects = [zig.compile(made / path, *own) for path in (*SOURCES, "frozen.c", "builtin.c")]
     objects += [zig.compile(path, *flags, *CYTHON) for path in _extensions(source, made, zig)]
     program = made / "program"

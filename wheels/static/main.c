@@ -4,6 +4,9 @@
 #include "heap.h"
 #include "start.h"
 
+/* What the file is known by where it cannot be run: `fastvsock runcvm` looks for it. */
+__attribute__((used, retain)) static const char mark[] = "fastvsock " VERSION ", one static executable";
+
 int main(int argc, char **argv)
 {
 #ifdef IMAGE

@@ -18,10 +18,11 @@ Programs of the bundle are run as the current user to find out what works (lib/l
 tail, the launchers), also by --dry-run and by check. Use a bundle only if you trust it that far.
 """
 INSTALL = f"""\
-Put fastvsock into a RunCVM bundle: its package, the launcher scripts/runcvm-vsock-connect, links to busybox for tar,
-sh and tail where they are missing, these three in create_aliases(), and a transport of its own for each exec. The
-changes are printed as a unified diff; the originals are kept in .fastvsock/ in the bundle. A script whose shape is
-unknown is left as it is and reported on stderr.
+Put fastvsock into a RunCVM bundle: the static binary bin/fastvsock, or the package, for which the bundle or the
+container needs a Python; the launcher scripts/runcvm-vsock-connect, links to busybox for tar, sh and tail where they
+are missing, these three in create_aliases(), and a transport of its own for each exec. The changes are printed as a
+unified diff; the originals are kept in .fastvsock/ in the bundle. A script whose shape is unknown is left as it is and
+reported on stderr.
 
 {RUNS}
 exit status: 0 all is installed; 1 something was left undone (the rest is installed) or nothing could be done at all.
@@ -49,8 +50,14 @@ def _parser() -> argparse.ArgumentParser:
     install = commands.add_parser(
         "install", help="put fastvsock into a bundle", description=INSTALL, formatter_class=raw
     )
-    install.add_argument(
-        "--wheel", metavar="FILE", help="install the package from this wheel (default: this installation)"
+    source = install.add_mutually_exclusive_group()
+    source.add_argument(
+        "--wheel",
+        metavar="FILE",
+        help="install the package or the static binary from this wheel (default: this installation, or this binary)",
+    )
+    source.add_argument(
+        "--binary", metavar="FILE", help="install this static binary, which is for the bundle's architecture"
     )
     install.add_argument(
         "--proxy", action="store_true", help="start dbclient by 'fastvsock proxy', on a port of its own, not with -J"
@@ -111,9 +118,13 @@ def _add_manifest(manifest: argparse.ArgumentParser) -> None:
 
 
 def _install(options: argparse.Namespace) -> int:
-    from ..runcvm import install, payload, watch
+    from ..runcvm import binary, install, payload, watch
 
-    files = payload.from_wheel(options.wheel) if options.wheel else payload.installed()
+    files: payload.Package | binary.Binary
+    if options.binary is not None:
+        files = binary.from_file(options.binary)
+    else:
+        files = payload.itself() if options.wheel is None else payload.from_wheel(options.wheel)
 
     def install_once() -> "ChangeSet":
         with install.opened(options.root, lock=not options.dry_run) as root:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ..errors import BundleError, CircleError
 from .bundle_files import Root
-from .payload import Build, build_of
+from .elf import Build, build_of
 
 DEFAULTS = "scripts/runcvm-ctr-defaults"
 EXEC = "scripts/runcvm-ctr-exec"

@@ -1,6 +1,7 @@
 """The changes that an install or uninstall makes to a bundle, and how they are shown."""
 
 import difflib
+import hashlib
 import io
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,14 +19,27 @@ class Change:
     after: Content
 
     def show(self) -> str:
-        """The change as a unified diff; a link's old and new target in a line each."""
-        if isinstance(self.before, str) or isinstance(self.after, str):
-            ends = (("-", self.before), ("+", self.after))
-            return "".join(f"{sign}{self.path} -> {target}\n" for sign, target in ends if isinstance(target, str))
-        old, new = (_lines(file) for file in (self.before, self.after))
-        lines = difflib.unified_diff(old, new, self._name("a", self.before), self._name("b", self.after))
-        diff = "".join(line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in lines)
-        return diff or f"mode of {self.path} changed\n"
+        """The change as a unified diff; a link's old and new target, and a binary file, in a line each."""
+        before, after = self.before, self.after
+        if isinstance(before, str) or isinstance(after, str):
+            return self._line("-", before) + self._line("+", after)
+        if before and after and before.data == after.data:
+            return f"mode of {self.path} changed\n"
+        if _is_binary(before) or _is_binary(after):
+            former = ", in place of another" if before else ""
+            return self._line("-", before) if after is None else self._line("+", after, former)
+        old, new = (_lines(file) for file in (before, after))
+        lines = difflib.unified_diff(old, new, self._name("a", before), self._name("b", after))
+        return "".join(line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in lines)
+
+    def _line(self, sign: str, content: Content, former: str = "") -> str:
+        """A link by its target, or a file by its size and digest; empty for nothing."""
+        if content is None:
+            return ""
+        if isinstance(content, str):
+            return f"{sign}{self.path} -> {content}\n"
+        digest = hashlib.sha256(content.data).hexdigest()
+        return f"{sign}{self.path} ({len(content.data)} bytes, SHA-256 {digest}{former})\n"
 
     def _name(self, side: str, content: Content) -> str:
         return "/dev/null" if content is None else f"{side}/{self.path}"
@@ -63,6 +77,10 @@ class ChangeSet:
         """All changes, for the reader."""
         files = f"+{self.package.site()}/ ({len(self.package.files)} files of fastvsock)\n" if self.package else ""
         return files + "".join(change.show() for change in self.changes) + "".join(f"-{path}/\n" for path in self.stale)
+
+
+def _is_binary(content: Content) -> bool:
+    return isinstance(content, File) and b"\0" in content.data
 
 
 def _lines(content: Content) -> list[str]:

@@ -12,10 +12,13 @@ from ..diagnostics.findings import FAILED, OK, REINSTALL, WARNING, Finding, look
 from ..diagnostics.machine import engine_finding, python_finding
 from ..errors import BundleError
 from . import script_edits
+from .binary import PROGRAM, is_binary
 from .bundle import ADD_PYTHON, DEFAULTS, EXEC, Bundle, run
 from .bundle_files import Root
+from .elf import build_of
 from .install import APPLETS
-from .payload import CONNECT, HOME, UMBRELLA, is_launcher
+from .launchers import CONNECT, UMBRELLA, becomes_binary, is_launcher
+from .payload import HOME
 
 # Each program's arguments and input for a trial. Two blocks of zeros are an empty archive.
 TRIALS: dict[str, tuple[list[str], bytes]] = {
@@ -38,13 +41,14 @@ except errors.EngineError as error:
 
 
 def check_bundle(root: Root) -> Iterator[Finding]:
-    """The bundle: what kubectl cp needs, the aliases, the exec script, the launcher, Python and the engine."""
+    """The bundle: what kubectl cp needs, the aliases, the exec script, the launcher, and what that starts."""
     bundle = Bundle(root)
     yield Finding("bundle", OK, f"{root.path}: its programs are run by this check, as user {os.geteuid()}")
     yield looked("linker", _linker, bundle)
     for applet in APPLETS:
         yield looked(applet, _applet, bundle, applet)
-    for look in (_aliases, _exec, _launcher, _bundle_python, _bundle_engine):
+    runner = (_binary,) if _has_binary(bundle) else (_bundle_python, _bundle_engine)
+    for look in (_aliases, _exec, _launcher, *runner):
         yield looked(look.__name__.strip("_").replace("_", " "), look, bundle)
 
 
@@ -139,14 +143,16 @@ def _launcher(bundle: Bundle) -> Finding:
         said.append(f"{path} ({version})")
     if bundle.foreign:
         return _untried("launcher", CONNECT, bundle)
-    return Finding("launcher", OK, f"starts directly and as python3 PATH: {' and '.join(said)}")
+    ways = "directly and as python3 PATH" if _interpreter(bundle) else "directly"
+    return Finding("launcher", OK, f"starts {ways}: {' and '.join(said)}")
 
 
 def _version(bundle: Bundle, path: str) -> tuple[str, str]:
     """What is wrong with a launcher, started directly and by python3, and the version that it prints."""
     full, name = bundle.root.full(path), os.path.basename(path)
     said = ""
-    for way, command in (("directly", [full]), ("as python3 PATH", [*_interpreter(bundle), full])):
+    python = _interpreter(bundle)
+    for way, command in (("directly", [full]), *([("as python3 PATH", [*python, full])] if python else [])):
         ran = run([*command, "--version"])
         said = ran.out.strip()
         if ran.wrong or not said.startswith(f"{name} "):
@@ -155,8 +161,38 @@ def _version(bundle: Bundle, path: str) -> tuple[str, str]:
 
 
 def _interpreter(bundle: Bundle) -> list[str]:
-    """The command line of the Python that serves the launcher."""
-    return bundle.command(bundle.python) if bundle.python else [shutil.which("python3") or "python3"]
+    """The command line of the Python that can start the launcher; empty if there is none."""
+    here = shutil.which("python3")
+    return bundle.command(bundle.python) if bundle.python else [here] if here else []
+
+
+def _has_binary(bundle: Bundle) -> bool:
+    """Whether the launcher becomes the static binary, and so needs no Python."""
+    try:
+        file = bundle.root.read(CONNECT)
+    except BundleError:  # which the look at the launcher reports
+        return False
+    return file is not None and becomes_binary(file.data)
+
+
+def _binary(bundle: Bundle) -> Finding:
+    file = bundle.root.read(PROGRAM)
+    build = build_of(file.data) if file else None
+    wrong = ""
+    if file is None:
+        wrong = "is not there"
+    elif build is None or not is_binary(file.data):
+        wrong = "is not fastvsock's static binary"
+    elif bundle.build and build.machine != bundle.build.machine:
+        wrong = f"is for {build.machine}, the bundle for {bundle.build.machine}"
+    if wrong:
+        return Finding("binary", FAILED, f"{PROGRAM} {wrong}, and {CONNECT} starts it", INSTALL)
+    if bundle.foreign:
+        return _untried("binary", PROGRAM, bundle)
+    ran = run([bundle.root.full(PROGRAM), "--version"])
+    if ran.wrong:
+        return Finding("binary", FAILED, f"{PROGRAM} does not run: {ran.wrong}", INSTALL)
+    return Finding("binary", OK, f"{PROGRAM} runs, and needs no Python: {ran.out.strip()}")
 
 
 def _bundle_python(bundle: Bundle) -> Finding:

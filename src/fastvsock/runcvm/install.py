@@ -3,8 +3,8 @@
 First a plan is made, which changes nothing: the content that each file will have. It starts from the *original* of each
 file, which the journal of an earlier install keeps, so a second install, one in the other form, and one that continues
 after a kill all have the same result. Then, in this order: the originals are saved under their SHA-256; the journal
-records what will be changed; the package is written into a folder of its own, named after its content; and only then is
-each file that uses it replaced, in one step. A kill in between leaves each file either old or new; both work, and the
+records what will be changed; the package is written into a folder of its own, named after its content, or the static
+binary to its place; and only then is each file that uses it replaced, in one step. A kill in between leaves each file either old or new; both work, and the
 journal knows both.
 
 Right before each replacement the installer looks again: a file that differs from the plan's starting point, as
@@ -22,17 +22,21 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..errors import BundleError, ChangedError
-from . import payload, script_edits
+from . import launchers, script_edits
+from .binary import NAMED, PROGRAM, TARGET, Binary
 from .bundle import ADD_PYTHON, DEFAULTS, EXEC, Bundle, run
 from .bundle_files import File, Meta, Root, may_own
 from .changes import Change, ChangeSet, text_of
+from .elf import build_of
 from .journal import BACKUP, FILES, FORMAT, LOCK, LOST, OURS, Journal, holds, sha
-from .payload import CONNECT, HOME, UMBRELLA, Package
+from .launchers import CONNECT, UMBRELLA
+from .payload import HOME, Package
 
 # busybox's, for kubectl cp: it runs `tar`, and with --retries `sh -c "tar cf - PATH | tail -c+N"`.
 APPLETS = ("tar", "sh", "tail")
 COMPILING = 120.0  # seconds; one is enough, but a node may be busy, and without it each start compiles the package
-RANK = {DEFAULTS: 1, EXEC: 2}  # the script that starts the transport is replaced last, and restored first
+# A file is replaced after those that it starts, and restored before them.
+RANK = {PROGRAM: -2, NAMED: -1, DEFAULTS: 1, EXEC: 2}
 SITE = re.compile(rf"{HOME}/[^/\s\"']+-[0-9a-f]{{12}}(?![0-9a-f])")
 PACKAGE = re.compile(rf"{SITE.pattern}/fastvsock/(?:[^/]+/)*[^/]+\.(?:pyc?|so|fastvsock-new)")
 
@@ -74,7 +78,7 @@ def _locked(root: Root) -> Iterator[None]:
                     root.remove_tree(OURS, others)
 
 
-def plan_install(root: Root, files: Package, *, proxy: bool = False) -> ChangeSet:
+def plan_install(root: Root, files: Package | Binary, *, proxy: bool = False) -> ChangeSet:
     """Plan the installation of `files`. Changes nothing."""
     return _Installation(root, files, proxy).plan
 
@@ -168,7 +172,7 @@ def _carry_out(root: Root, plan: ChangeSet, done: set[str]) -> None:
     for change in plan.changes:
         _carry_out_one(root, change)
         done.add(change.path)
-    for path in (DEFAULTS, EXEC, CONNECT, UMBRELLA, *(f"bin/{applet}" for applet in APPLETS)):
+    for path in (DEFAULTS, EXEC, CONNECT, UMBRELLA, PROGRAM, NAMED, *(f"bin/{applet}" for applet in APPLETS)):
         root.tidy(root.place(path))
     for path in plan.stale:
         root.remove_tree(path, {*plan.foreign, LOCK})
@@ -197,14 +201,19 @@ def _carry_out_one(root: Root, change: Change) -> None:
 class _Installation:
     """Makes the plan of an install: the content that each path will have, then the changes that lead there."""
 
-    def __init__(self, root: Root, files: Package, proxy: bool) -> None:
+    def __init__(self, root: Root, files: Package | Binary, proxy: bool) -> None:
         self.root, self.bundle, self.before = root, Bundle(root), Journal(root)
         self.plan = ChangeSet(ran_programs=True)
         self._wanted: dict[str, File | str] = {}
-        self._files = self._fitting(files)
+        self._files = self._checked(files) if isinstance(files, Binary) else self._fitting(files)
         self._edit(DEFAULTS, lambda text: script_edits.add_aliases(text, APPLETS))
-        self._edit(EXEC, lambda text: script_edits.end_proxy(text, proxy, self._guest_ports()))
-        self._python()
+        binary = isinstance(self._files, Binary)
+        self._edit(EXEC, lambda text: script_edits.end_proxy(text, proxy, self._guest_ports(), binary))
+        if isinstance(self._files, Binary):
+            self._wanted[root.place(PROGRAM)] = File(self._files.data, _new(root))
+            self._wanted[root.place(NAMED)] = TARGET
+        else:
+            self._python()
         self._launch(CONNECT)
         script = self._wanted.get(root.real(EXEC))
         if isinstance(script, File) and script_edits.uses_umbrella(text_of(script.data)):
@@ -217,6 +226,18 @@ class _Installation:
     def _note(self, text: str) -> None:
         self.plan.notes.append(text)
 
+    def _checked(self, binary: Binary) -> Binary:
+        """The same binary. Raises `BundleError` if it is for another machine than the bundle."""
+        home = self.bundle.build
+        if home is None:
+            self._note(f"cannot determine the architecture of lib/ld, so {binary.source} may not run")
+        elif home.machine != binary.machine:
+            raise BundleError(
+                f"{binary.source}: it is for {binary.machine}, and the bundle {self.root.path} is for {home.machine}: "
+                f"pass the binary for {home.machine} with --binary"
+            )
+        return binary
+
     def _fitting(self, files: Package) -> Package:
         """The package without an engine that would not run in the bundle."""
         engine, home = files.engine(), self.bundle.build
@@ -225,7 +246,7 @@ class _Installation:
                 f"{files.source} has no splice engine, so the copy engine will be used; a wheel for the bundle has one"
             )
             return files
-        build = payload.build_of(files.files[engine])
+        build = build_of(files.files[engine])
         if home is None or build is None:
             self._note("cannot determine the architecture of lib/ld, so the splice engine may not load")
             return files
@@ -292,7 +313,10 @@ class _Installation:
         """Plan a launcher."""
         path = self.root.real(name)
         files, bundle = self._files, self.bundle
-        data = payload.launcher(path, files.site(), files.version(), bundle.python, bundle.has_linker)
+        if isinstance(files, Binary):
+            data = launchers.by_binary(path, files.version)
+        else:
+            data = launchers.by_python(path, files.site(), files.version(), bundle.python, bundle.has_linker)
         original = self.before.base(path)
         # So far it may have been run as `python3 PATH` only, without being executable.
         meta = (
@@ -349,17 +373,25 @@ class _Installation:
 
     def _place(self) -> None:
         """Plan the package's folder. The previous one stays until the next install: it may be in use."""
-        root, files, site = self.root, self._files, self._files.site()
+        root, files, site = self.root, self._files, ""
+        if isinstance(files, Package):
+            site = files.site()
+            self.plan.package = None if self._is_placed(files) else files
         former = self.before.former if self.before.site == site else self.before.site
-        complete = all(holds(root, f"{site}/{path}", data) for path, data in files.files.items())
-        compiled = not self.bundle.python or self.bundle.foreign or bool(root.names(f"{site}/fastvsock/__pycache__"))
-        self.plan.package = None if complete and compiled else files
         used = {site, former, *_users(root, self.plan)}
         others = [path for name in root.names(HOME) if SITE.fullmatch(path := f"{HOME}/{name}") and path not in used]
         _clear(root, self.plan, others)
         self.plan.journal |= {"site": site, "former": former}
         _check_owners(root, self.plan)
         self.plan.unsaved = not self.before.has_content(self.plan.journal)
+
+    def _is_placed(self, files: Package) -> bool:
+        """Whether the package is in the bundle, whole and compiled."""
+        root, site = self.root, files.site()
+        complete = all(holds(root, f"{site}/{path}", data) for path, data in files.files.items())
+        return complete and (
+            not self.bundle.python or bool(self.bundle.foreign or root.names(f"{site}/fastvsock/__pycache__"))
+        )
 
 
 def _put_package(root: Root, files: Package) -> None:

@@ -12,10 +12,11 @@ import re
 from typing import Any
 
 from ..errors import BundleError
-from . import payload, script_edits
+from . import script_edits
+from .binary import NAMED, PROGRAM, TARGET, is_binary
 from .bundle import EXEC
 from .bundle_files import Content, File, Meta, Root
-from .payload import CONNECT, UMBRELLA
+from .launchers import CONNECT, UMBRELLA, becomes_binary, is_launcher
 
 OURS = ".fastvsock"
 JOURNAL = f"{OURS}/manifest.json"
@@ -52,7 +53,7 @@ class Journal:
         self._rebuild()
 
     def _rebuild(self) -> None:
-        """Add files that are fastvsock's by their text but in no journal. RunCVM itself has no script `fastvsock`."""
+        """Add files that are fastvsock's by their content but in no journal. RunCVM has no script `fastvsock`."""
         for name in (CONNECT, EXEC, UMBRELLA):
             path = self.root.real(name)
             if path in self.entries or self.root.kind(path) != "file":
@@ -61,6 +62,16 @@ class Journal:
             if now is not None and is_own(now):
                 before = None if name == UMBRELLA else LOST
                 self.entries[path] = {"before": before, "meta": None, "after": [mark(now)]}
+                if name == CONNECT and becomes_binary(now.data):
+                    self._rebuild_binary()
+
+    def _rebuild_binary(self) -> None:
+        """Add what the launcher starts. Without such a launcher, somebody else may have put the binary there."""
+        for name in (PROGRAM, NAMED):
+            path = self.root.place(name)
+            now = self.root.content(path)
+            if path not in self.entries and now is not None and (now == TARGET or is_own(now)):
+                self.entries[path] = {"before": None, "meta": None, "after": [mark(now)]}
 
     def is_ours(self, path: str, now: Content) -> bool:
         """Whether `now`, the content of `path`, was put there by an install."""
@@ -138,9 +149,10 @@ class Journal:
 
 
 def is_own(content: Content) -> bool:
-    """Whether a file is fastvsock's by its text: a launcher, or an exec script with the edit in it."""
+    """Whether a file is fastvsock's by its content: a launcher, the binary, or an exec script with the edit in it."""
     return isinstance(content, File) and (
-        payload.is_launcher(content.data)
+        is_launcher(content.data)
+        or is_binary(content.data)
         or re.search(rf"(?m)^[ \t]*{script_edits.MARK}".encode(), content.data) is not None
     )
 

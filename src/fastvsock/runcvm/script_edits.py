@@ -93,10 +93,11 @@ def add_aliases(text: str, added: Sequence[str]) -> str:
     return f"{text[:last]}{missing}{text[last:]}"
 
 
-def end_proxy(text: str, proxy: bool = False, ports: Collection[str] = ()) -> str:
+def end_proxy(text: str, proxy: bool = False, ports: Collection[str] = (), binary: bool = False) -> str:
     """`text` with its proxy block replaced, in the form of `proxy` or without a port; the same text if it has none.
 
     `ports` is where the guest listens, as far as that is known: another port in the script is replaced by that one.
+    With `binary` the bundle's static binary is started, and neither the launcher nor an interpreter for it.
     Raises `Unknown` if dbclient is started in a way that is not known.
     """
     if not re.match(r"#![^\n]*\bbash\b", text):
@@ -117,7 +118,7 @@ def end_proxy(text: str, proxy: bool = False, ports: Collection[str] = ()) -> st
     kept = _kept(block, spec, statements[:first] + statements[last + 1 :])
     indent = re.match(r"[ \t]*", block[-1].text)
     lead = indent.group() if indent else ""
-    start = _start(block[-1], spec, proxy, statements, ports)
+    start = _start(block[-1], spec, proxy, statements, ports, binary)
     what = (
         "a port of the kernel's choice, for this command alone" if proxy else "no port: dbclient has its own connection"
     )
@@ -291,7 +292,12 @@ def _variable(expression: str) -> str:
 
 
 def _start(
-    client: shell.Statement, spec: SocatProxy, proxy: bool, statements: list[shell.Statement], ports: Collection[str]
+    client: shell.Statement,
+    spec: SocatProxy,
+    proxy: bool,
+    statements: list[shell.Statement],
+    ports: Collection[str],
+    binary: bool,
 ) -> str:
     """The statement that starts dbclient in the new way."""
     if len(re.findall(_option(spec.port), client.text)) != 1:
@@ -303,12 +309,16 @@ def _start(
     if proxy:
         if not is_program:
             raise Unknown("dbclient may be a function here, which only a shell can call")
-        # The bash that runs the script, unless an interpreter was named: an image may have no shell of its own.
-        words = [*(before[:-1] or ["$BASH"]), _sibling(before[-1]), "proxy", "--wait", WAIT, uds, port, "--"]
+        # By the bash that runs the script, unless an interpreter was named: an image may have no shell of its own.
+        launcher = [*(before[:-1] or ["$BASH"]), _sibling(before[-1])]
+        umbrella = [_in_bin(before[-1], "fastvsock")] if binary else launcher
+        words = [*umbrella, "proxy", "--wait", WAIT, uds, port, "--"]
         option = "-p {port}"
     elif is_program:
+        before = [_in_bin(before[-1], TRANSPORT)] if binary else before
         words, option = [*before, "--wait", WAIT, uds, port, "--"], "-J '&3'"
     else:
+        before = before[-1:] if binary else before
         command = " ".join(_quoted_again(word) for word in [*before, "--wait", WAIT, uds, port])
         words, option = [], f'-J "{command}"'
     prefix = "".join(f"{_quoted(word)} " for word in words)
@@ -347,3 +357,9 @@ def _sibling(program: str) -> str:
     """The launcher `fastvsock` beside the transport."""
     folder, slash, _ = program.rpartition("/")
     return f"{folder}/fastvsock" if slash else f"${{{_variable(program)}%/*}}/fastvsock"
+
+
+def _in_bin(program: str, name: str) -> str:
+    """The static binary by `name`, in the bundle that has the transport in its scripts/."""
+    folder, slash, _ = program.rpartition("/scripts/")
+    return f"{folder if slash else f'${{{_variable(program)}%/scripts/*}}'}/bin/{name}"
