@@ -4,8 +4,8 @@ First a plan is made, which changes nothing: the content that each file will hav
 file, which the journal of an earlier install keeps, so a second install, one in the other form, and one that continues
 after a kill all have the same result. Then, in this order: the originals are saved under their SHA-256; the journal
 records what will be changed; the package is written into a folder of its own, named after its content, or the static
-binary to its place; and only then is each file that uses it replaced, in one step. A kill in between leaves each file either old or new; both work, and the
-journal knows both.
+binary to its place; and only then is each file that uses it replaced, in one step. A kill in between leaves each file
+either old or new; both work, and the journal knows both.
 
 Right before each replacement the installer looks again: a file that differs from the plan's starting point, as
 during an upgrade of RunCVM, is left alone, and the installation stops with an error.
