@@ -81,6 +81,13 @@ def test_python3_path_still_starts_it_and_passes_arguments_and_streams_on(
     assert (done.returncode, done.stdout) == (0, pattern(SOURCE_SIZE)), done.stderr
 
 
+@pytest.mark.parametrize("how", [[], ["sh"], ["bash"], ["python3"]])
+def test_the_umbrellas_launcher_becomes_the_binary_too(bundle: Path, binary: Path, how: list[str]) -> None:
+    installed(bundle, "--binary", binary, "--proxy")
+    done = started(*how, bundle / "scripts/fastvsock", "--version", env={"PATH": os.environ["PATH"]})
+    assert (done.returncode, done.stdout) == (0, f"fastvsock {fastvsock.__version__}\n"), done.stderr
+
+
 @pytest.mark.parametrize("how", ["sh", "python3"])
 def test_a_launcher_without_its_binary_says_what_to_do(bundle: Path, binary: Path, how: str) -> None:
     installed(bundle, "--binary", binary)
