@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 LINTERS := .github/lint.txt
 SOURCES := $(wildcard setup.py pyproject.toml src/fastvsock/engines/*.pyx $(LINTERS))
 
-.PHONY: help build demo test lint check format test-binary test-vm bench clean \
+.PHONY: help build demo test lint check format test-binary test-vm bench mutants clean \
 	alpine binaries check-wheels dist sdist validate-wheels wheels wheels-lock
 
 help:
@@ -19,6 +19,7 @@ help:
 	@echo "make test-binary  run the tests of the command line with the static binary of x86_64"
 	@echo "make test-vm  run the tests that need a guest against real Firecracker, inside a VM"
 	@echo "make bench    measure throughput and CPU cost, splice against copy"
+	@echo "make mutants  change the code one place at a time and see whether tests notice; MUTANTS=--help"
 	@echo "make clean    remove what these targets made"
 	@echo "Releases (wheels/README.md):"
 	@echo "make wheels           build the four wheels into wheels/"
@@ -84,6 +85,10 @@ bench: build
 	$(BIN)/python -m bench run --quick -o build/bench/quick.json
 	$(BIN)/python -m bench report build/bench/quick.json
 
+# Hours for all of it; a run goes on where the last one stopped. MUTANTS="relaying.py --budget 20"
+mutants:
+	$(PYTHON) -m mutants $(MUTANTS)
+
 wheels:
 	$(PYTHON) -m wheels.build
 
@@ -108,7 +113,7 @@ dist:
 
 # Needs uv and PyPI. One resolution serves every Python and every machine.
 wheels-lock:
-	for pins in wheels/build wheels/audit wheels/run .github/lint; do \
+	for pins in wheels/build wheels/audit wheels/run .github/lint mutants/tools; do \
 		uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
 			--no-emit-index-url --no-annotate --output-file $$pins.txt $$pins.in || exit 1; \
 	done

@@ -1,0 +1,49 @@
+"""Runs pytest on one mutant, in the copy that this file belongs to: `run_tests.py SECONDS TEST...`.
+
+The run has a TMPDIR and base folders of its own, and at its end nothing that it started is left: this process is made
+the parent of all orphans below it (prctl(2), PR_SET_CHILD_SUBREAPER), and ends those.
+"""
+
+import ctypes
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+COPY = Path(__file__).resolve().parents[1]
+PR_SET_CHILD_SUBREAPER = 36
+ONE_TEST = 45  # seconds; a mutant that hangs fails there
+OUT_OF_TIME = "out of time: the limit of a mutant has passed"
+
+
+def main(seconds: float, tests: list[str]) -> int:
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("run_tests: ended by SIGTERM"))
+    folder = tempfile.mkdtemp(prefix="fv-")  # short: a Unix socket's path has 108 bytes
+    words = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=line", "-p", "no:cacheprovider"]
+    words += [f"--basetemp={folder}/base", f"--timeout={ONE_TEST}", *tests]
+    tests_run = subprocess.Popen(words, cwd=COPY, env={**os.environ, "TMPDIR": folder})
+    try:
+        return tests_run.wait(seconds)
+    except subprocess.TimeoutExpired:
+        print(OUT_OF_TIME)
+        return 1
+    finally:
+        _end_all()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _end_all() -> None:
+    """End the children, and theirs, which become ours when their parents have ended."""
+    while children := Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
+        for pid in children:
+            os.kill(int(pid), signal.SIGKILL)
+        for pid in children:
+            os.waitpid(int(pid), 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(float(sys.argv[1]), sys.argv[2:]))
