@@ -1,6 +1,7 @@
 """The copies of the repository in which the mutants live, and the environment of the tool itself."""
 
 import hashlib
+import shutil
 import subprocess
 import sys
 import venv
@@ -28,6 +29,8 @@ def tools() -> Path:
 def prepare(number: int) -> Path:
     """The copy with this number: the files as they are in the working tree now, and `make build` done."""
     copy = BUILD / f"copy{number}"
+    if number and not copy.exists():
+        _duplicate(BUILD / "copy0", copy)
     list_files = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(list_files, cwd=ROOT, check=True, capture_output=True)
     names = {name.decode() for name in listed.stdout.split(b"\0") if name and (ROOT / name.decode()).is_file()}
@@ -39,6 +42,15 @@ def prepare(number: int) -> Path:
                 path.unlink()
     subprocess.run(["make", "--silent", "build", f"PYTHON={sys.executable}"], cwd=copy, check=True)
     return copy
+
+
+def _duplicate(first: Path, copy: Path) -> None:
+    """A copy of the first copy, environment included, which takes seconds where pip takes minutes."""
+    shutil.copytree(first, copy, symlinks=True)
+    packages = next(copy.glob(".venv/lib/*/site-packages"))
+    for path in [*copy.glob(".venv/bin/*"), *packages.glob("*.pth"), *packages.glob("fastvsock-*/*")]:
+        if path.is_file() and not path.is_symlink():
+            path.write_bytes(path.read_bytes().replace(bytes(first), bytes(copy)))
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -1,6 +1,7 @@
 """The command behind `make mutants`; runs with the Python that has cosmic-ray."""
 
 import argparse
+import fcntl
 import os
 import queue
 import shlex
@@ -9,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, closing
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import IO, Any
 
 import attrs
 from cosmic_ray.mutating import mutate_and_test
@@ -17,7 +18,7 @@ from cosmic_ray.testing import run_tests
 from cosmic_ray.work_db import WorkDB
 from cosmic_ray.work_item import TestOutcome
 
-from .copies import prepare
+from .copies import BUILD, prepare
 from .report import ENOUGH, figures, table
 from .session import open_session
 from .table import PACKAGE, TESTS
@@ -85,11 +86,19 @@ def main(arguments: list[str]) -> int:
     with ExitStack() as stack:
         sessions = {module: stack.enter_context(closing(open_session(module))) for module in options.modules or TESTS}
         if options.budget:
+            _lock(stack.enter_context((BUILD / "lock").open("w")))
             give_up = monotonic() + 60 * options.budget
             runner = Runner([prepare(number) for number in range(options.jobs)], options.limit, give_up)
             for module, database in sessions.items():
                 runner.run(module, database, options.again)
         return _report(sessions)
+
+
+def _lock(file: IO[str]) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        sys.exit(f"mutants: another run has {BUILD}: wait for its end")
 
 
 def _report(sessions: dict[str, WorkDB]) -> int:

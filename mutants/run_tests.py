@@ -1,7 +1,7 @@
 """Runs pytest on one mutant, in the copy that this file belongs to: `run_tests.py SECONDS TEST...`.
 
 The run has a TMPDIR and base folders of its own, and at its end nothing that it started is left: this process is made
-the parent of all orphans below it (prctl(2), PR_SET_CHILD_SUBREAPER), and ends those.
+the parent of all orphans below it (prctl(2), PR_SET_CHILD_SUBREAPER), and ends those. It ends when its own parent does.
 """
 
 import ctypes
@@ -14,16 +14,18 @@ import tempfile
 from pathlib import Path
 
 COPY = Path(__file__).resolve().parents[1]
-PR_SET_CHILD_SUBREAPER = 36
-ONE_TEST = 45  # seconds; a mutant that hangs fails there
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+ONE_TEST = 20  # seconds, many times what any of these tests takes; a mutant that hangs fails there
 OUT_OF_TIME = "out of time: the limit of a mutant has passed"
 
 
 def main(seconds: float, tests: list[str]) -> int:
-    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("run_tests: ended by SIGTERM"))
+    prctl = ctypes.CDLL(None).prctl
+    prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     folder = tempfile.mkdtemp(prefix="fv-")  # short: a Unix socket's path has 108 bytes
-    words = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=line", "-p", "no:cacheprovider"]
+    words = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=line", "-p", "no:cacheprovider", "-p", "mutants.quick"]
     words += [f"--basetemp={folder}/base", f"--timeout={ONE_TEST}", *tests]
     tests_run = subprocess.Popen(words, cwd=COPY, env={**os.environ, "TMPDIR": folder})
     try:

@@ -2,40 +2,61 @@
 
 PACKAGE = "src/fastvsock"
 
-CORE = (
-    "tests/core/test_relay.py",
-    "tests/core/test_relay_stop.py",
+ENGINES = (
+    "tests/core/test_engine_choice.py",
     "tests/core/test_engines.py",
+    "tests/core/test_pipes.py",
     "tests/core/test_short_results.py",
-    "tests/core/test_relay_leaks.py",
-    "tests/core/test_splice_used.py",
+    "tests/core/test_relay_stop.py",
+    "tests/core/test_relay.py",
+    "tests/connect/test_terminal.py",
 )
 SERVICE = (
     "tests/service/test_relaying.py",
     "tests/service/test_lifecycle.py",
+    "tests/service/test_rejections.py",
     "tests/service/test_limits.py",
     "tests/service/test_half_failures.py",
-)
-OWNERSHIP = (
-    "tests/service/test_ownership.py",
-    "tests/service/test_socket_owners.py",
-    "tests/service/test_strangers.py",
+    "tests/service/test_idle.py",
 )
 
 TESTS: dict[str, tuple[str, ...]] = {
     "handshake.py": (
+        "tests/core/test_attempts.py",
         "tests/core/test_handshake.py",
         "tests/api/test_connect.py",
         "tests/connect/test_handshake.py",
         "tests/connect/test_wait.py",
         "tests/connect/test_paths.py",
+        "tests/connect/test_usage.py",
     ),
-    "engines/__init__.py": ("tests/core/test_engines.py", "tests/core/test_short_results.py", *CORE[:2], *CORE[4:]),
-    "engines/_copy.py": ("tests/core/test_engines.py", "tests/core/test_short_results.py", *CORE[:2], *CORE[4:]),
-    "relaying.py": (*CORE, "tests/connect/test_reader_ends.py", "tests/connect/test_behaviour.py"),
-    "services/ownership.py": OWNERSHIP,
+    "engines/__init__.py": ENGINES,
+    "engines/_copy.py": ENGINES,
+    "relaying.py": (
+        "tests/core/test_relay.py",
+        "tests/core/test_relay_stop.py",
+        "tests/core/test_half_close.py",
+        "tests/core/test_idle_timeout.py",
+        "tests/connect/test_near_end_gone.py",
+        "tests/connect/test_reader_ends.py",
+        "tests/connect/test_half_close.py",
+        "tests/connect/test_behaviour.py",
+        "tests/core/test_relay_leaks.py",
+        "tests/core/test_splice_used.py",
+    ),
+    "services/ownership.py": (
+        "tests/service/test_ownership.py",
+        "tests/service/test_socket_owners.py",
+        "tests/service/test_rejections.py",
+        "tests/service/test_strangers.py",
+    ),
     "services/limits.py": ("tests/service/test_limits.py", "tests/service/test_many_connections.py"),
-    "services/lifecycle.py": SERVICE,
+    "services/lifecycle.py": (*SERVICE, "tests/service/test_command_signals.py", "tests/service/test_children.py"),
     "services/acceptor.py": (*SERVICE, "tests/service/test_metrics.py", "tests/service/test_listen.py"),
-    "services/peer_relay.py": ("tests/service/test_relaying.py", "tests/service/test_half_failures.py"),
+    "services/peer_relay.py": (
+        "tests/service/test_relaying.py",
+        "tests/service/test_half_close.py",
+        "tests/service/test_half_failures.py",
+        "tests/service/test_idle.py",
+    ),
 }

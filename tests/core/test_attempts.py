@@ -1,0 +1,156 @@
+"""The attempts to connect: how long each may take, and what one leaves behind."""
+
+import errno
+import inspect
+import os
+import socket
+import time
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+import fastvsock
+from fastvsock import handshake
+from support import Listener, descriptors
+
+PORT = 5003
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time that the handshake sees, in seconds; a test may set it."""
+    now = [1000.0]
+    monkeypatch.setattr(handshake, "monotonic", lambda: now[0])
+    return now
+
+
+def test_by_default_the_only_attempt_has_ten_seconds() -> None:
+    for connect in handshake.connect, fastvsock.connect, fastvsock.open_connection:
+        parameters = inspect.signature(connect).parameters
+        assert (parameters["timeout"].default, parameters["wait"].default) == (10.0, 0.0)
+
+
+def test_each_attempt_of_wait_gets_twice_the_time_of_the_last_and_never_more_than_timeout(clock: list[float]) -> None:
+    retry = handshake.Retry(1000.0, 20.0)
+    assert [retry.limit() for _ in range(7)] == [1, 2, 4, 8, 16, 20, 20]
+
+
+@pytest.mark.parametrize(("wait", "first"), [(0.0, 20.0), (1.0, 20.0), (1.5, 1.0)])
+def test_an_attempt_that_fills_the_rest_of_the_wait_gets_all_of_timeout(
+    wait: float, first: float, clock: list[float]
+) -> None:
+    assert handshake.Retry(wait, 20.0).limit() == first
+
+
+def test_a_timeout_of_none_is_longer_than_any_wait(clock: list[float]) -> None:
+    assert handshake.Retry(0.0, None).limit() == handshake.FOREVER
+
+
+def test_a_duration_may_be_zero_unless_the_caller_says_otherwise() -> None:
+    assert handshake.seconds("wait", 0) == 0.0
+    with pytest.raises(fastvsock.DurationError, match="more than 0"):
+        handshake.seconds("timeout", 0, allow_zero=False)
+
+
+def test_a_port_has_fewer_than_twenty_digits() -> None:
+    assert handshake.parse_port(f"{PORT:019}") == PORT
+    with pytest.raises(fastvsock.PortError):
+        handshake.parse_port(f"{PORT:020}")
+
+
+def long_path(folder: Path) -> Path:
+    """A path that does not fit into the address of a Unix socket."""
+    deep = folder / ("d" * 120)
+    deep.mkdir()
+    return deep / "v.sock"
+
+
+def test_a_long_path_costs_no_descriptor(tmp_path: Path) -> None:
+    path = long_path(tmp_path)
+    inside = os.open(path.parent, os.O_PATH)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"/proc/self/fd/{inside}/v.sock")
+    os.close(inside)
+    before = descriptors()
+    with pytest.raises(fastvsock.StaleSocketError):
+        handshake.connect(path, PORT)
+    assert descriptors() == before
+
+
+def test_a_long_path_without_proc_costs_no_descriptor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = long_path(tmp_path)
+    path.touch()
+    monkeypatch.setattr(os.path, "lexists", lambda path: False)
+    before = descriptors()
+    with pytest.raises(fastvsock.PathTooLongError):
+        handshake.connect(path, PORT)
+    assert descriptors() == before
+
+
+def test_a_guest_that_closes_before_it_is_asked_refuses() -> None:
+    class Closed:
+        """A socket whose peer accepts, and is gone when the request is sent."""
+
+        def connect(self, address: object) -> None:
+            pass
+
+        def send(self, data: bytes) -> int:
+            raise BrokenPipeError
+
+    shaking = handshake.shake(cast(socket.socket, Closed()), "v.sock", PORT)
+    with pytest.raises(fastvsock.GuestRefusedError):
+        next(shaking)
+
+
+def test_a_stale_socket_that_is_removed_meanwhile_is_stale_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "v.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+
+    def removed(path: object) -> os.stat_result:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(os, "stat", removed)
+    with pytest.raises(fastvsock.StaleSocketError):
+        handshake.connect(path, PORT)
+
+
+def test_a_shortage_of_descriptors_is_a_connect_error_with_its_errno() -> None:
+    class Short(socket.socket):
+        def __init__(self, *kind: object) -> None:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with pytest.raises(fastvsock.ConnectError, match="Too many open files") as caught:
+        handshake.open_socket(Short, "v.sock", PORT)
+    assert caught.value.errno == errno.EMFILE
+
+
+def test_a_wait_for_a_socket_that_is_missing_takes_no_processor(tmp_path: Path) -> None:
+    before = time.thread_time()
+    with pytest.raises(fastvsock.SocketMissingError):
+        handshake.connect(tmp_path / "v.sock", PORT, wait=1.0)
+    assert time.thread_time() - before < 0.5
+
+
+def test_an_attempt_that_waits_for_the_answer_takes_no_processor(listener: Listener) -> None:
+    assert processor_time_of_a_timeout(listener.uds) < 0.5
+
+
+def test_an_attempt_that_waits_for_room_in_the_backlog_takes_no_processor(tmp_path: Path) -> None:
+    path = tmp_path / "v.sock"
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as first:
+        listener.bind(str(path))
+        listener.listen(0)
+        first.connect(str(path))
+        assert processor_time_of_a_timeout(path) < 0.5
+
+
+def processor_time_of_a_timeout(path: str | Path) -> float:
+    """Seconds of a processor that an attempt of one second takes; without sleeping it would be all of it."""
+    before = time.thread_time()
+    with pytest.raises(fastvsock.HandshakeTimeoutError):
+        handshake.connect(path, PORT, timeout=1.0)
+    return time.thread_time() - before

@@ -1,0 +1,113 @@
+"""Which engine serves which descriptors, and what is reported after a change from one to the other."""
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fastvsock import engines
+from fastvsock.engines import EOF, UNSUPPORTED
+
+pytest.importorskip("fastvsock.engines._splice", reason="the splice engine is not built")
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    ends = os.pipe()
+    yield ends
+    for end in ends:
+        os.close(end)
+
+
+@pytest.fixture
+def terminal() -> Iterator[int]:
+    main, terminal = os.openpty()
+    yield terminal
+    os.close(main)
+    os.close(terminal)
+
+
+def engine_of(source: int, target: int) -> str:
+    with socket.socket() as wake:
+        return engines.Pump(source, target, wake.fileno(), engine="auto").engine
+
+
+def test_pipes_are_spliced(pipe: tuple[int, int]) -> None:
+    assert engine_of(*pipe) == "splice"
+
+
+def test_a_terminal_at_either_end_is_copied(pipe: tuple[int, int], terminal: int) -> None:
+    assert engine_of(terminal, pipe[1]) == "copy"
+    assert engine_of(pipe[0], terminal) == "copy"
+
+
+def test_a_regular_file_is_spliced_from_and_copied_to(pipe: tuple[int, int], tmp_path: Path) -> None:
+    with (tmp_path / "file").open("w+b") as file:
+        assert engine_of(file.fileno(), pipe[1]) == "splice"
+        assert engine_of(pipe[0], file.fileno()) == "copy"
+
+
+def test_a_descriptor_that_is_not_open_is_left_to_the_copy_engine(pipe: tuple[int, int]) -> None:
+    closed = os.dup(pipe[1])
+    os.close(closed)
+    assert not engines._may_splice(pipe[0], closed)
+
+
+class Copier:
+    """A pump that moves two bytes and is at its end."""
+
+    moved, moved_at = 2, 1.0
+
+    def run(self, look: int = -1) -> tuple[int, int]:
+        return EOF, 0
+
+    def stop(self) -> None:
+        pass
+
+
+class Refused(Copier):
+    """A splice engine that moved some bytes before the kernel refused, and holds others behind a descriptor."""
+
+    moved_at = 0.5
+
+    def __init__(self, moved: int, rest: int) -> None:
+        self.moved, self.rest = moved, rest
+
+    def run(self, look: int = -1) -> tuple[int, int]:
+        return UNSUPPORTED, 22
+
+    def leftover(self) -> int:
+        return self.rest
+
+
+@pytest.mark.parametrize(
+    ("moved", "rest", "copied_from", "name"),
+    [
+        (0, -1, ["source"], "copy"),
+        (1, -1, ["source"], "splice+copy"),
+        (1, 7, [7, "source"], "splice+copy"),
+        (1, 0, [0, "source"], "splice+copy"),  # a process may have no stdin
+    ],
+)
+def test_after_a_change_what_was_left_over_is_copied_first_and_everything_counts(
+    moved: int,
+    rest: int,
+    copied_from: list[object],
+    name: str,
+    pipe: tuple[int, int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sources: list[object] = []
+
+    def copy_pump(source: int, *others: object) -> Copier:
+        sources.append("source" if source == pipe[0] else source)
+        return Copier()
+
+    monkeypatch.setattr(engines, "_splice_pump", lambda *ends: Refused(moved, rest))
+    monkeypatch.setattr(engines, "_copy_pump", copy_pump)
+    pump = engines.Pump(*pipe, -1, engine="splice")
+    assert pump.run() == (EOF, 0)
+    assert sources == copied_from
+    assert (pump.moved, pump.engine) == (moved + 2 * len(copied_from), name)
