@@ -45,12 +45,13 @@ TESTS: dict[str, tuple[str, ...]] = {
         "tests/core/test_splice_used.py",
     ),
     "services/ownership.py": (
+        "tests/service/test_families.py",
         "tests/service/test_ownership.py",
         "tests/service/test_socket_owners.py",
         "tests/service/test_rejections.py",
         "tests/service/test_strangers.py",
     ),
-    "services/limits.py": ("tests/service/test_limits.py", "tests/service/test_many_connections.py"),
+    "services/limits.py": ("tests/service/test_waiting_for_resources.py", "tests/service/test_limits.py"),
     "services/lifecycle.py": (*SERVICE, "tests/service/test_command_signals.py", "tests/service/test_children.py"),
     "services/acceptor.py": (*SERVICE, "tests/service/test_metrics.py", "tests/service/test_listen.py"),
     "services/peer_relay.py": (
