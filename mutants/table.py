@@ -4,6 +4,7 @@ PACKAGE = "src/fastvsock"
 
 ENGINES = (
     "tests/core/test_engine_choice.py",
+    "tests/core/test_pipe_budget.py",
     "tests/core/test_engines.py",
     "tests/core/test_pipes.py",
     "tests/core/test_short_results.py",

@@ -2,13 +2,14 @@
 
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from fastvsock import engines
-from fastvsock.engines import EOF, UNSUPPORTED
+from fastvsock.engines import EOF, STOPPED, UNSUPPORTED
 
 pytest.importorskip("fastvsock.engines._splice", reason="the splice engine is not built")
 
@@ -55,10 +56,25 @@ def test_a_descriptor_that_is_not_open_is_left_to_the_copy_engine(pipe: tuple[in
     assert not engines._may_splice(pipe[0], closed)
 
 
+@pytest.mark.parametrize("wanted", ["auto", "copy"])
+def test_without_the_extension_the_queues_and_the_end_are_read_all_the_same(
+    wanted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(engines, "_splice", raising=False)
+    monkeypatch.setitem(sys.modules, "fastvsock.engines._splice", None)
+    ours, theirs = socket.socketpair()
+    with ours:
+        theirs.sendall(b"four")
+        assert engines.queues(ours.fileno(), wanted) == (4, 0)
+        assert not engines.has_closed(ours.fileno(), engine=wanted)
+        theirs.close()
+        assert engines.has_closed(ours.fileno(), engine=wanted)
+
+
 class Copier:
     """A pump that moves two bytes and is at its end."""
 
-    moved, moved_at = 2, 1.0
+    moved, moved_at = 2, 3.0
 
     def run(self, look: int = -1) -> tuple[int, int]:
         return EOF, 0
@@ -111,3 +127,35 @@ def test_after_a_change_what_was_left_over_is_copied_first_and_everything_counts
     assert pump.run() == (EOF, 0)
     assert sources == copied_from
     assert (pump.moved, pump.engine) == (moved + 2 * len(copied_from), name)
+    assert pump.moved_at == 3.0
+
+
+def test_the_last_movement_is_the_splice_engines_until_something_is_copied(
+    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "_splice_pump", lambda *ends: Refused(1, -1))
+    pump = engines.Pump(*pipe, -1, engine="splice")
+    assert pump.moved_at == 0.5
+    monkeypatch.setattr(Copier, "moved_at", 0.0)
+    monkeypatch.setattr(engines, "_copy_pump", lambda *ends: Copier())
+    assert pump.run() == (EOF, 0)
+    assert pump.moved_at == 0.5
+
+
+def test_nothing_has_moved_at_the_beginning(pipe: tuple[int, int]) -> None:
+    for engine in "splice", "copy":
+        assert engines.Pump(*pipe, -1, engine=engine).moved_at == 0.0
+
+
+def test_a_pump_that_is_stopped_while_it_changes_engine_copies_nothing(
+    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stopping(Refused):
+        def run(self, look: int = -1) -> tuple[int, int]:
+            pump.stop()
+            return super().run(look)
+
+    monkeypatch.setattr(engines, "_splice_pump", lambda *ends: Stopping(1, -1))
+    monkeypatch.setattr(engines, "_copy_pump", lambda *ends: Copier())
+    pump = engines.Pump(*pipe, -1, engine="splice")
+    assert pump.run() == (STOPPED, 0)
