@@ -45,11 +45,13 @@ class Runner:
         self._check(module)
         with ThreadPoolExecutor(self._jobs) as threads:
             futures = {threads.submit(self._try, module, item): item.job_id for item in items}
+            tried = 0
             try:
-                for done, future in enumerate(as_completed(futures), 1):
+                for future in as_completed(futures):
                     if future.result() is not None:
                         database.set_result(futures[future], future.result())
-                        print(f"\r{module}: {done} of {len(items)}", end="", file=sys.stderr, flush=True)
+                        tried += 1
+                        print(f"\r{module}: {tried} of {len(items)}", end="", file=sys.stderr, flush=True)
             except BaseException:
                 threads.shutdown(cancel_futures=True)
                 raise

@@ -56,6 +56,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "services/lifecycle.py": (*SERVICE, "tests/service/test_command_signals.py", "tests/service/test_children.py"),
     "services/acceptor.py": (*SERVICE, "tests/service/test_metrics.py", "tests/service/test_listen.py"),
     "services/peer_relay.py": (
+        "tests/service/test_peer_leaves.py",
         "tests/service/test_relaying.py",
         "tests/service/test_half_close.py",
         "tests/service/test_half_failures.py",
