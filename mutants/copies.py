@@ -1,6 +1,7 @@
 """The copies of the repository in which the mutants live, and the environment of the tool itself."""
 
 import hashlib
+import os
 import shutil
 import subprocess
 import sys
@@ -46,11 +47,22 @@ def prepare(number: int) -> Path:
 
 def _duplicate(first: Path, copy: Path) -> None:
     """A copy of the first copy, environment included, which takes seconds where pip takes minutes."""
-    shutil.copytree(first, copy, symlinks=True)
+    shutil.copytree(first, copy, symlinks=True, copy_function=_link_packages)
     packages = next(copy.glob(".venv/lib/*/site-packages"))
     for path in [*copy.glob(".venv/bin/*"), *packages.glob("*.pth"), *packages.glob("fastvsock-*/*")]:
         if path.is_file() and not path.is_symlink():
-            path.write_bytes(path.read_bytes().replace(bytes(first), bytes(copy)))
+            content, mode = path.read_bytes(), path.stat().st_mode
+            path.unlink()  # it may be the first copy's too
+            path.write_bytes(content.replace(bytes(first), bytes(copy)))
+            path.chmod(mode)
+
+
+def _link_packages(source: str, target: str) -> None:
+    """Hundreds of megabytes that nobody changes are shared."""
+    if "/site-packages/" in source:
+        os.link(source, target)
+    else:
+        shutil.copy2(source, target)
 
 
 def _copy(source: Path, target: Path) -> None:

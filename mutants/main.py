@@ -123,7 +123,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("modules", nargs="*", metavar="MODULE", help="as mutants/table.py names them (default: all)")
     parser.add_argument("--budget", type=float, default=60, help="minutes for all of it; 0 only reports (default 60)")
     parser.add_argument("--limit", type=float, default=180, help="seconds for a mutant's tests (default 180)")
-    parser.add_argument("--jobs", type=int, default=2, help="mutants at a time, each in a copy (default 2)")
+    parser.add_argument(
+        "--jobs", type=int, default=8, help="mutants at a time, each in a copy (default 8: most tests wait)"
+    )
     parser.add_argument("--again", action="store_true", help="try the survivors again, after tests were added")
     return parser
 

@@ -27,9 +27,8 @@ def main(seconds: float, tests: list[str]) -> int:
     folder = tempfile.mkdtemp(prefix="fv-")  # short: a Unix socket's path has 108 bytes
     words = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=line", "-p", "no:cacheprovider", "-p", "mutants.quick"]
     words += [f"--basetemp={folder}/base", f"--timeout={ONE_TEST}", *tests]
-    tests_run = subprocess.Popen(words, cwd=COPY, env={**os.environ, "TMPDIR": folder})
     try:
-        return tests_run.wait(seconds)
+        return subprocess.Popen(words, cwd=COPY, env={**os.environ, "TMPDIR": folder}).wait(seconds)
     except subprocess.TimeoutExpired:
         print(OUT_OF_TIME)
         return 1

@@ -41,9 +41,7 @@ TESTS: dict[str, tuple[str, ...]] = {
         "tests/connect/test_near_end_gone.py",
         "tests/connect/test_reader_ends.py",
         "tests/connect/test_half_close.py",
-        "tests/connect/test_behaviour.py",
         "tests/core/test_relay_leaks.py",
-        "tests/core/test_splice_used.py",
     ),
     "services/ownership.py": (
         "tests/service/test_families.py",
