@@ -36,10 +36,10 @@ class Runner:
         self._jobs, self._limit, self._give_up = len(copies), limit, give_up
 
     def run(self, module: str, database: WorkDB, again: bool) -> None:
-        """Try what is waiting and, `again`, what has survived. Each result is kept as soon as it is there."""
-        items = list(database.pending_work_items)
-        if again:
-            items += [item for item, work in database.completed_work_items if work.test_outcome == TestOutcome.SURVIVED]
+        """Try what has survived, if `again`, and what is waiting. Each result is kept as soon as it is there."""
+        results = database.completed_work_items if again else ()
+        items = [item for item, work in results if work.test_outcome == TestOutcome.SURVIVED]
+        items += database.pending_work_items
         if not items or monotonic() >= self._give_up:
             return
         self._check(module)
@@ -126,7 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--jobs", type=int, default=8, help="mutants at a time, each in a copy (default 8: most tests wait)"
     )
-    parser.add_argument("--again", action="store_true", help="try the survivors again, after tests were added")
+    parser.add_argument("--again", action="store_true", help="first try the survivors again, after tests were added")
     return parser
 
 

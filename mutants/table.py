@@ -34,6 +34,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "engines/__init__.py": ENGINES,
     "engines/_copy.py": ENGINES,
     "relaying.py": (
+        "tests/core/test_relay_decisions.py",
         "tests/core/test_relay.py",
         "tests/core/test_relay_stop.py",
         "tests/core/test_half_close.py",
@@ -42,6 +43,7 @@ TESTS: dict[str, tuple[str, ...]] = {
         "tests/connect/test_reader_ends.py",
         "tests/connect/test_half_close.py",
         "tests/core/test_relay_leaks.py",
+        "tests/service/test_peer_leaves.py",
     ),
     "services/ownership.py": (
         "tests/service/test_families.py",
