@@ -71,6 +71,18 @@ def test_without_the_extension_the_queues_and_the_end_are_read_all_the_same(
         assert engines.has_closed(ours.fileno(), engine=wanted)
 
 
+def test_without_a_descriptor_to_wake_it_nothing_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    wakes: list[int] = []
+
+    def has_closed(fd: int, wake: int) -> bool:
+        wakes.append(wake)
+        return True
+
+    monkeypatch.setattr("fastvsock.engines._copy.has_closed", has_closed)
+    assert engines.has_closed(7, engine="copy")
+    assert wakes[0] < 0  # 0 would be stdin
+
+
 class Copier:
     """A pump that moves two bytes and is at its end."""
 

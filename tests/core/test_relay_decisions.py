@@ -180,6 +180,15 @@ def test_with_an_idle_timeout_up_looks_four_times_in_it(
     assert looks == [look]
 
 
+def test_a_socket_whose_buffer_is_large_enough_keeps_it(make: Callable[..., Relay], ends: Ends) -> None:
+    ends.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, relaying.SEND_BUFFER // 2)  # which the kernel doubles
+    before = ends.sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+    if before < relaying.SEND_BUFFER:
+        pytest.skip("this machine: net.core.wmem_max allows no such buffer")
+    make()
+    assert ends.sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) == before
+
+
 @pytest.mark.parametrize("waits", ["for the guest", "for the reader", "nowhere"])
 def test_a_byte_that_waits_in_the_socket_is_no_silence(waits: str, make: Callable[..., Relay], ends: Ends) -> None:
     relay = make()
