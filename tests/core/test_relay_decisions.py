@@ -180,6 +180,34 @@ def test_with_an_idle_timeout_up_looks_four_times_in_it(
     assert looks == [look]
 
 
+@pytest.mark.parametrize(
+    ("late", "waits"),
+    [(0.0, [0.25] * 4), (0.2, [0.25, 0.25, 0.1]), (0.24985, [0.25, 0.25, 0.001])],
+    ids=["on time", "late", "a moment before the end"],
+)
+def test_after_the_end_of_input_a_relay_looks_four_times_and_half_closes_when_linger_is_over(
+    late: float, waits: list[float], make: Callable[..., Relay], clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    relay = make()
+    monkeypatch.setattr(Relay, "sent", 5)  # before the end of input, which is no movement now
+    waited: list[float] = []
+
+    class DownRuns:
+        """The lock that down's thread holds, given back once the socket is half-closed; each wait takes longer."""
+
+        def acquire(self, timeout: float) -> bool:
+            waited.append(timeout)
+            clock[0] += timeout + late
+            return relay._has_half_closed
+
+        def release(self) -> None:
+            pass
+
+    relay._down_running = DownRuns()  # type: ignore[assignment]
+    relay._await_down(1.0)
+    assert waited[:-1] == pytest.approx(waits)
+
+
 def test_a_socket_whose_buffer_is_large_enough_keeps_it(make: Callable[..., Relay], ends: Ends) -> None:
     ends.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, relaying.SEND_BUFFER // 2)  # which the kernel doubles
     before = ends.sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
