@@ -87,7 +87,7 @@ bench: build
 
 # Hours for all of it; a run goes on where the last one stopped. MUTANTS="relaying.py --budget 20"
 mutants:
-	$(PYTHON) -m mutants $(MUTANTS)
+	PYTHONPATH=tests $(PYTHON) -m mutants $(MUTANTS)
 
 wheels:
 	$(PYTHON) -m wheels.build
@@ -113,7 +113,7 @@ dist:
 
 # Needs uv and PyPI. One resolution serves every Python and every machine.
 wheels-lock:
-	for pins in wheels/build wheels/audit wheels/run .github/lint mutants/tools; do \
+	for pins in wheels/build wheels/audit wheels/run .github/lint tests/mutants/tools; do \
 		uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
 			--no-emit-index-url --no-annotate --output-file $$pins.txt $$pins.in || exit 1; \
 	done

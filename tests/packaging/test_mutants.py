@@ -7,7 +7,7 @@ import pytest
 from mutants.table import PACKAGE, TESTS
 from support import ROOT
 
-EXPLAINED = tomllib.loads((ROOT / "mutants" / "equivalent.toml").read_text()).get("mutant", [])
+EXPLAINED = tomllib.loads((ROOT / "tests" / "mutants" / "equivalent.toml").read_text()).get("mutant", [])
 
 
 @pytest.mark.parametrize("module", TESTS)

@@ -213,13 +213,15 @@ def codecs_named_in(package: Path) -> set[str]:
 def code_of(name: str, path: Path) -> bytes:
     """A module's code, as the interpreter loads it.
 
-    Nothing reads docstrings in a program. The package's classes keep theirs: `dataclass` would make up others, slowly,
-    in their place. Its assertions stay too.
+    Nothing reads docstrings in a program. The package's data classes keep theirs: `dataclass` would make up others,
+    slowly, in their place. Its assertions stay too.
     """
     tree = ast.parse(path.read_bytes())
     ours = name.partition(".")[0] == PACKAGE
     for node in ast.walk(tree) if ours else ():
-        if isinstance(node, (ast.Module, ast.FunctionDef, ast.AsyncFunctionDef)) and ast.get_docstring(node, clean=False):
+        if isinstance(node, ast.ClassDef) and node.decorator_list:
+            continue
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and ast.get_docstring(node):
             node.body[0] = ast.copy_location(ast.Pass(), node.body[0])
     code = compile(tree, f"<frozen {name}>", "exec", dont_inherit=True, optimize=0 if ours else 2)
     return marshal.dumps(code)

@@ -75,7 +75,7 @@ class Runner:
             self._free.put(copy)
 
     def _command(self, copy: Path, module: str) -> str:
-        words = [copy / ".venv/bin/python", copy / "mutants/run_tests.py", self._limit, *TESTS[module]]
+        words = [copy / ".venv/bin/python", copy / "tests/mutants/run_tests.py", self._limit, *TESTS[module]]
         return shlex.join(map(str, words))
 
 

@@ -7,4 +7,5 @@ from .copies import ROOT, tools
 
 python = tools()
 os.chdir(ROOT)
+os.environ["PYTHONPATH"] = str(ROOT / "tests")
 os.execv(python, [str(python), "-m", "mutants.main", *sys.argv[1:]])

@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-COPY = Path(__file__).resolve().parents[1]
+COPY = Path(__file__).resolve().parents[2]
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 ONE_TEST = 20  # seconds, many times what any of these tests takes; a mutant that hangs fails there
 OUT_OF_TIME = "out of time: the limit of a mutant has passed"
