@@ -76,7 +76,7 @@ test-binary: build
 	for name in fastvsock runcvm-vsock-connect; do \
 		ln -sf "$$(echo '$(CURDIR)'/build/static/fastvsock-*-linux-x86_64)" "build/static/$$name" || exit 1; \
 	done
-	FASTVSOCK_TEST_COMMAND='$(CURDIR)/build/static/{name}' $(BIN)/python -m pytest -q tests/connect tests/cli
+	FASTVSOCK_TEST_COMMAND='$(CURDIR)/build/static/{name}' $(BIN)/python -m pytest -q tests/connect tests/cli tests/runcvm/test_binary*.py
 
 test-vm: build
 	$(BIN)/python tests/vm/run.py $(VM_TESTS)

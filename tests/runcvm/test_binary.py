@@ -53,7 +53,7 @@ def test_the_launcher_needs_no_python_and_becomes_the_binary(
     for path in (bundle / LAUNCHER, link):
         done = started(*(f"{no_python['PATH']}/{word}" for word in how[:1]), *how[1:], path, "--version", env=no_python)
         assert (done.returncode, done.stdout) == (0, VERSION), done.stderr
-    command = [*how, bundle / LAUNCHER, "--linger", endpoint.linger, endpoint.uds, "7"]
+    command = [*how, str(bundle / LAUNCHER), "--linger", endpoint.linger, endpoint.uds, "7"]
     data = os.urandom(endpoint.size(1 << 20))
     moved = subprocess.run(command, input=data, env=no_python, capture_output=True, timeout=HANG, check=False)
     assert (moved.returncode, moved.stdout) == (0, data), moved.stderr
@@ -138,7 +138,8 @@ def test_each_known_exec_script_starts_the_binary_itself_as_it_started_the_launc
     tmp_path: Path, binary: Path, shape: str, arguments: list[str]
 ) -> None:
     words = {}
-    for kind, source in (("package", []), ("binary", ["--binary", binary])):
+    sources: dict[str, list[str | Path]] = {"package": [], "binary": ["--binary", binary]}
+    for kind, source in sources.items():
         python = kind == "package" and "usr/bin/python3" in exec_script(shape)
         bundle = make_bundle(tmp_path / kind, shape, python=python)
         result = runcvm("install", bundle, *source, *arguments)

@@ -9,6 +9,7 @@ import pytest
 
 from fastvsock.runcvm import install
 from fastvsock.runcvm.binary import Binary
+from fastvsock.runcvm.changes import ChangeSet
 from fastvsock.runcvm.payload import Package
 from support.bundles import OTHER, OTHER_MACHINE, findings, make_bundle, of_another_machine, put, runcvm, snapshot
 from support.installing import JOURNALS, LAUNCHER, installed, launched
@@ -31,7 +32,7 @@ def small(version: str = "9.8.7") -> Binary:
     return Binary(program(mark=MARK.replace(b"9.8.7", version.encode())), "a test", version, os.uname().machine)
 
 
-def install_now(bundle: Path, files: Binary | Package, proxy: bool = False) -> install.ChangeSet:
+def install_now(bundle: Path, files: Binary | Package, proxy: bool = False) -> ChangeSet:
     """What `install` does, in this process."""
     with install.opened(str(bundle), lock=True) as root:
         plan = install.plan_install(root, files, proxy=proxy)

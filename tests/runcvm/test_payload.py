@@ -62,7 +62,9 @@ def test_a_musl_bundle_is_known_by_its_dynamic_linker(bundle: Path) -> None:
     (bundle / "lib/ld").unlink()
     os.rename(next((bundle / "lib").glob("ld-linux*")), bundle / "lib/ld-musl-x86_64.so.1")
     (bundle / "lib/ld").symlink_to("./ld-musl-x86_64.so.1")
-    if any(payload.itself().engine()):
+    package = payload.itself()
+    assert isinstance(package, payload.Package)
+    if package.engine():
         assert "glibc, the bundle is x86_64 musl: it is left out" in installed(bundle).stderr
 
 
