@@ -60,7 +60,8 @@ def table(all_figures: Iterable[Figures]) -> Iterator[str]:
         survived = len(each.survived)
         mutants = each.caught + survived + each.explained + each.waiting
         counts = mutants, each.caught, each.caught - each.out_of_time, survived, each.explained, each.waiting
-        yield " ".join([f"{each.module:24}", *(f"{count:9}" for count in counts), f"{each.rate:9.1%}"])
+        rate = f"{each.rate:9.1%}" if each.caught + survived else f"{'-':>9}"
+        yield " ".join([f"{each.module:24}", *(f"{count:9}" for count in counts), rate])
 
 
 def changed_lines(diff: str) -> tuple[str, str]:
