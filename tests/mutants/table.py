@@ -47,6 +47,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     ),
     "services/ownership.py": (
         "tests/service/test_families.py",
+        "tests/service/test_orphans.py",
         "tests/service/test_ownership.py",
         "tests/service/test_socket_owners.py",
         "tests/service/test_rejections.py",

@@ -129,6 +129,42 @@ def test_a_descendant_whose_children_are_hidden_leaves_the_question_to_its_user(
     assert family.reject_reason(connection(Tcp)) == STRANGER
 
 
+def test_a_hidden_descendant_does_not_hide_the_others(tree: Tree, family: Family, kernel: Answers) -> None:
+    tree.children |= {os.getpid(): [50, 100, 103], 103: None}
+    tree.sockets[101] = 7
+    kernel((ESTABLISHED, THIRD, 7))
+    assert family.reject_reason(connection(Tcp)) == ""
+
+
+def test_where_proc_is_another_namespaces_root_and_our_user_are_served(
+    tree: Tree, family: Family, kernel: Answers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "getuid", lambda: OTHER)
+    monkeypatch.setattr(ownership, "is_own_proc", lambda: False)
+    for uid, reason in ((0, ""), (OTHER, ""), (THIRD, STRANGER)):
+        kernel((ESTABLISHED, uid, 7))
+        assert family.reject_reason(connection(Tcp)) == reason
+
+
+def test_at_accept_root_is_a_user_like_any_other(
+    tree: Tree, family: Family, kernel: Answers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "getuid", lambda: OTHER)
+    tree.users[102] = {0}
+    kernel((ESTABLISHED, 0, 7))
+    assert family.on_accept(connection(Tcp)) == ""
+
+
+def test_a_client_that_has_closed_may_have_been_a_hidden_descendant(
+    tree: Tree, family: Family, kernel: Answers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ownership, "queues", lambda fd: (0, 0))
+    tree.children[100] = None
+    tree.users[100] = {OTHER}
+    kernel((FIN_WAIT1, OTHER, 0))
+    assert family.reject_reason(connection(Tcp)) == ""
+
+
 @pytest.mark.parametrize(
     ("pid", "uid", "is_served"),
     [(102, OTHER, True), (0, US, False), (50, US, False), (999, US, True), (999, OTHER, False)],
@@ -140,6 +176,7 @@ def test_the_process_that_connected_to_a_unix_socket_decides(
     tree.users |= {member: {US} for member in (50, 100, 101, 102)}
     monkeypatch.setattr(ownership, "peer_credentials", lambda sock: (pid, uid, uid))
     assert family.reject_reason(connection(Unix)) == ("" if is_served else STRANGER)
+    assert tree.pauses == ([0] if is_served else [0, 0.01, 0.01])
 
 
 @pytest.mark.parametrize(
