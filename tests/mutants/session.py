@@ -42,6 +42,9 @@ def _counts(mutation: Any, source: str, unread: list[tuple[Position, Position]])
     """Whether a mutant is one of the selected, in code that runs, and valid Python."""
     if mutation.operator_name not in SELECTED or any(start <= mutation.start_pos < end for start, end in unread):
         return False
+    row, column = mutation.start_pos
+    if source.splitlines()[row - 1].startswith("*,", column):  # before parameters with names: no multiplication
+        return False
     mutated = mutate_code(source, get_operator(mutation.operator_name)(), mutation.occurrence)
     try:
         compile(mutated, "mutant", "exec")

@@ -246,6 +246,7 @@ def test_user_0_without_an_inode_counts_where_the_kernel_keeps_the_user(
         ("127.0.0.1", "10.0.0.1", True),
         ("::ffff:127.9.9.9", "::", True),
         ("::1", "::1", True),
+        ("::1", "fe80::1", True),
         ("10.0.0.1", "10.0.0.1", True),
         ("::ffff:10.0.0.1", "10.0.0.1", True),
         ("10.0.0.1", "::ffff:10.0.0.1", True),

@@ -95,6 +95,10 @@ def test_connections_that_cannot_wait_are_reported_as_closed(
     assert "others are closed" in capfd.readouterr().err
 
 
+def test_by_default_a_service_takes_as_many_connections_as_firecracker() -> None:
+    assert limits.MAX_CONNECTIONS == 1023  # the size of its connection map: vsock/unix/mod.rs
+
+
 def test_without_a_limit_of_descriptors_every_connection_is_affordable(descriptors: Callable[[int], None]) -> None:
     descriptors(resource.RLIM_INFINITY)
     assert limits.affordable(1_000_000) == 1_000_000
