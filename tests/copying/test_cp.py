@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from support import HANG
-from support.channels import Guest, umbrella
+from support import HANG, started
+from support.channels import Guest, umbrella, within
 from support.copying import ODD_NAMES, copied, cp, cp_command, make_tree, snapshot
 
 
@@ -252,6 +252,31 @@ def test_another_user_is_another_user(guest: Guest, engine: str, tree: Path, tmp
     assert (tmp_path / "open" / "file").stat().st_uid == 65534
     done = cp(guest, "--user=no-such-user", tree / "file", f":{tmp_path}/open", engine=engine)
     assert (done.returncode, b"cannot run as user no-such-user" in done.stderr) == (126, True)
+
+
+def test_attributes_are_kept_when_that_is_asked_for(guest: Guest, engine: str, tree: Path, tmp_path: Path) -> None:
+    try:
+        os.setxattr(tree / "file", "user.colour", b"\0red")
+        os.setxattr(tree / "sub", "user.colour", b"blue")
+    except OSError:
+        pytest.skip("the file system has no attributes")
+    copied(guest, "--xattrs", "--fsync", f":{tree}", tmp_path / "back", engine=engine)
+    copied(guest, "--xattrs", "--fsync", tmp_path / "back", f":{tmp_path}/there", engine=engine)
+    assert snapshot(tmp_path / "there") == snapshot(tree)
+    assert os.getxattr(tmp_path / "there" / "file", "user.colour") == b"\0red"
+    assert os.getxattr(tmp_path / "there" / "sub", "user.colour") == b"blue"
+    copied(guest, f":{tree}", tmp_path / "without", engine=engine)
+    assert not os.listxattr(tmp_path / "without" / "file")
+
+
+def test_copies_go_through_the_stand_in_for_a_vmm(engine: str, tree: Path, tmp_path: Path) -> None:
+    uds = tmp_path / "v.sock"
+    with started(umbrella("emulate", "--agent", str(uds)), stderr=subprocess.DEVNULL) as vmm:
+        guest = Guest(str(uds), vmm)
+        assert within(HANG, uds.exists)
+        copied(guest, "--wait=10", tree, f":{tmp_path}/there", engine=engine)
+        copied(guest, f":{tmp_path}/there", tmp_path / "back", engine=engine)
+    assert snapshot(tmp_path / "back") == snapshot(tree)
 
 
 def test_progress_is_for_terminals(guest: Guest, engine: str, tree: Path, tmp_path: Path) -> None:

@@ -1,4 +1,7 @@
-"""What a guest sends never leaves the target folder, whatever it sends; nor does what a client sends to an agent."""
+"""What a guest sends never leaves the target folder, whatever it sends; nor does what a client sends to an agent.
+
+Every way out that is tried here leads to a folder of the test: code that is broken shall harm nothing else.
+"""
 
 import copy
 import io
@@ -66,13 +69,15 @@ def assert_untouched(tmp_path: Path, victim: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [b"..", b".", b"", b"../victim/evil", b"/etc/evil", b"a/b", b"a\0b", b"x" * 254 + b"/", b"..\0", b"/"]
+    "name",
+    [b"..", b".", b"", b"../victim/evil", b"VICTIM/evil", b"a/b", b"a\0b", b"x" * 254 + b"/", b"..\0", b"VICTIM"],
 )
 @pytest.mark.parametrize("kind", [FILE, ENTER, SYMLINK, FIFO, LINK])
 def test_a_name_that_none_can_have_ends_the_copy(
     tmp_path: Path, victim: Path, engine: str, name: bytes, kind: int
 ) -> None:
     """CVE-2018-1002100: kubectl cp wrote where a name with ".." led."""
+    name = name.replace(b"VICTIM", os.fsencode(victim))
     bad = raw(kind, name, flags=entries.INLINE if kind == FILE else 0, rest=b"x" if kind == SYMLINK else b"")
     found = copy_from(tmp_path, *sent(folder(), small(b"good", b"ok"), bad), engine=engine)
     assert found.status == 125
@@ -113,14 +118,14 @@ def test_a_path_does_not_lead_through_a_link_that_was_sent_before(tmp_path: Path
     assert_untouched(tmp_path, victim)
 
 
-@pytest.mark.parametrize("to", [b"../../victim", b"../../victim/precious", b"/", b"."])
+@pytest.mark.parametrize("to", [b"../../victim", b"../../victim/precious", b"../..", b"."])
 def test_links_that_chain_do_not_lead_out_either(tmp_path: Path, victim: Path, engine: str, to: bytes) -> None:
     """CVE-2019-11251: the first link is inside, and the second leads out through it."""
     frames = sent(
         folder(),
         raw(SYMLINK, b"a", rest=to),
         raw(SYMLINK, b"b", rest=b"a"),
-        raw(ENTER, b"b"),
+        raw(ENTER, b"b", mode=0o755),
         small(b"precious"),
         leave(),
         small(b"a", b"replaced"),
