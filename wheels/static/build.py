@@ -126,7 +126,7 @@ def link(machine: str, folder: Path, *, kind: str = SHIPPED, start: Path = HERE 
     copy_source(folder / "source", sources())
     source, made = folder / "source" / "src", folder / "made"
     made.mkdir()  # fails where something was built before
-    facts = json.loads(library(NATIVE).run("-X", "no_debug_ranges", HERE / "freeze.py", source, MODULES, start, made))
+    facts = json.loads(library(NATIVE).run(HERE / "freeze.py", source, MODULES, start, made))
     for path in (*HERE.glob("*.c"), *HERE.glob("*.h")):
         shutil.copy(path, made)
     flags = [*FLAGS, f"-I{python.headers}", f"-I{python.headers / 'internal'}"]
