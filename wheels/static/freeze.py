@@ -221,7 +221,9 @@ def code_of(name: str, path: Path) -> bytes:
     for node in ast.walk(tree) if ours else ():
         if isinstance(node, ast.ClassDef) and node.decorator_list:
             continue
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and ast.get_docstring(node):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and ast.get_docstring(
+            node
+        ):
             node.body[0] = ast.copy_location(ast.Pass(), node.body[0])
     code = compile(tree, f"<frozen {name}>", "exec", dont_inherit=True, optimize=0 if ours else 2)
     return marshal.dumps(code)
