@@ -3,6 +3,7 @@
 import errno
 import os
 import resource
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -66,11 +67,11 @@ def test_another_failure_is_raised_without_a_second_try(clock: Clock) -> None:
 
 @pytest.fixture
 def descriptors(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Sets the limit of descriptors, of which seven are in use."""
+    """Sets the soft limit of descriptors, of which seven are in use."""
     monkeypatch.setattr(os, "listdir", lambda path: ["fd"] * 7)
 
     def set_limit(limit: int) -> None:
-        monkeypatch.setattr(resource, "getrlimit", lambda kind: (limit, limit))
+        monkeypatch.setattr(resource, "getrlimit", lambda kind: (limit, 1 << 20))
 
     return set_limit
 
@@ -93,6 +94,14 @@ def test_connections_that_cannot_wait_are_reported_as_closed(
     descriptors(0)
     assert limits.affordable(4, queue=False) == 1
     assert "others are closed" in capfd.readouterr().err
+
+
+def test_threads_ask_for_the_interpreters_lock_ten_times_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    intervals: list[float] = []
+    monkeypatch.setattr(sys, "setswitchinterval", intervals.append)
+    monkeypatch.setattr(limits, "raise_descriptor_limit", lambda: (10, 20))
+    assert limits.prepare_process() == (10, 20)
+    assert intervals == [0.1]
 
 
 def test_by_default_a_service_takes_as_many_connections_as_firecracker() -> None:
