@@ -20,7 +20,7 @@ OUT_OF_TIME = "out of time: the limit of a mutant has passed"
 
 
 def main(seconds: float, tests: list[str]) -> int:
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("run_tests: ended by SIGTERM"))
+    signal.signal(signal.SIGTERM, _end)
     prctl = ctypes.CDLL(None).prctl
     prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
@@ -35,6 +35,11 @@ def main(seconds: float, tests: list[str]) -> int:
     finally:
         _end_all()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _end(number: int, frame: object) -> None:
+    signal.signal(number, signal.SIG_IGN)  # each thread of the parent that ends may send one
+    sys.exit("run_tests: ended by SIGTERM")
 
 
 def _end_all() -> None:
