@@ -30,7 +30,8 @@ def tools() -> Path:
 def prepare(number: int) -> Path:
     """The copy with this number: the files as they are in the working tree now, and `make build` done."""
     copy = BUILD / f"copy{number}"
-    if number and not copy.exists():
+    if number and _installed(copy) != _installed(BUILD / "copy0"):
+        shutil.rmtree(copy, ignore_errors=True)
         _duplicate(BUILD / "copy0", copy)
     list_files = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(list_files, cwd=ROOT, check=True, capture_output=True)
@@ -43,6 +44,12 @@ def prepare(number: int) -> Path:
                 path.unlink()
     subprocess.run(["make", "--silent", "build", f"PYTHON={sys.executable}"], cwd=copy, check=True)
     return copy
+
+
+def _installed(copy: Path) -> float:
+    """When make has installed the package there; 0.0 if it has not."""
+    stamp = copy / ".venv" / ".installed"
+    return stamp.stat().st_mtime if stamp.exists() else 0.0
 
 
 def _duplicate(first: Path, copy: Path) -> None:

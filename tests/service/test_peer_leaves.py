@@ -98,6 +98,28 @@ def test_dropping_ends_when_the_relay_is_woken(ends: Ends) -> None:
     assert not dropping.is_alive()
 
 
+def test_dropping_goes_on_after_a_readiness_without_bytes(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Early:
+        """The socket, whose first read finds nothing: poll(2) may say so and be wrong."""
+
+        reads = 0
+
+        def fileno(self) -> int:
+            return ends.sock.fileno()
+
+        def recv(self, size: int) -> bytes:
+            self.reads += 1
+            if self.reads == 1:
+                raise BlockingIOError
+            return ends.sock.recv(size)
+
+    monkeypatch.setattr(ends.relay, "_sock", Early())
+    ends.guest.sendall(b"for nobody")
+    ends.guest.close()
+    ends.relay._after_down(TARGET, errno.EPIPE)
+    assert ends.sock.recv(1) == b""
+
+
 def test_dropping_ends_when_the_guest_resets(ends: Ends) -> None:
     ends.sock.sendall(b"unread")
     ends.guest.close()
