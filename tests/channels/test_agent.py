@@ -20,11 +20,8 @@ from fastvsock.channels.protocol import EXEC, Request
 from fastvsock.engines import frames
 from support import HANG, descriptors, started
 from support.bad_frames import BAD
-from support.channels import Guest, Peer, agent_on, ask, dial_agent, exec_in, umbrella, within
+from support.channels import LIBC_SIGNALS, Guest, Peer, agent_on, ask, dial_agent, exec_in, umbrella, within
 from support.services import receive
-
-# 32 and 33, which the C library keeps to itself; make starts its commands with them ignored.
-LIBC_SIGNALS = 3 << 31
 
 
 def threads_of(guest: Guest) -> int:
