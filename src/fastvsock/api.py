@@ -105,7 +105,7 @@ def relay(
     Raises, each of them a `FastvsockError`:
 
     - `DurationError` (a `ValueError`) for an invalid `linger` or `idle_timeout`.
-    - `EngineError` for an engine that is not there.
+    - `EngineError` for an engine that is not installed.
     - `ConnectionBrokenError` (`ConnectionError`): the socket broke.
     - `IdleTimeoutError` (`TimeoutError`): nothing moved for `idle_timeout` seconds.
     - `StreamError` (`OSError`): reading `rfd` or writing `wfd` failed, because they are not open for instance.

@@ -79,7 +79,7 @@ def _session(pid: int) -> int:
 
 
 class Children:
-    """All of them. `look` is for whoever gets SIGCHLD."""
+    """The agent's running children. The server's loop calls `look` after each SIGCHLD."""
 
     def __init__(self) -> None:
         self._lock = _thread.allocate_lock()

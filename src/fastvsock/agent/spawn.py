@@ -55,7 +55,7 @@ class Command:
 
 
 def spawn(command: Command) -> int:
-    """Start it and return its pid. Raises `SpawnError`, and `OSError` where there is no pipe."""
+    """Start it and return its pid. Raises `SpawnError`, and `OSError` where no pipe can be opened."""
     paths = command.paths
     read_end, write_end = os.pipe2(os.O_CLOEXEC)
     try:
