@@ -58,8 +58,10 @@ format: build
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Two workers: tests wait more than they compute. A file stays in one, since its tests may share what they set up.
+PYTEST_WORKERS ?= 2
 check: build
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile
 
 # Tests are slow under emulation, so the VM runs a part: the protocol, the relay, the chain, and each service once.
 VM_TESTS := tests/emulator/test_protocol.py tests/connect/test_behaviour.py tests/vm \
