@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from fnmatch import fnmatch
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,11 @@ pyperf's format: `python -m pyperf show|stats|compare_to` read it. So does `kube
 measures.
 """
 
+STAGES = {  # modules with MEASURES, PEERS and a function `stage`, of that name
+    "exec": "measure commands in the guest, by `fastvsock exec` and by ssh",
+    "cp": "measure copies of files and trees, by `fastvsock cp` and by tar, scp and rsync",
+    "kubectl": "measure `kubectl cp` and `kubectl exec` by each way into a guest, as root",
+}
 QUICK = 105.0  # seconds after which a quick run begins no further measure
 
 
@@ -78,9 +84,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--size", type=int, metavar="MIB", help="size of bulk work in MiB (default: by measure)")
     run.add_argument("--user", metavar="NAME", help="run the peers as this user, whose limits are not root's (as root)")
     run.set_defaults(act=_run)
-    help = "measure `kubectl cp` and `kubectl exec` by each way into a guest"
-    kubectl = commands.add_parser("kubectl", help=help, parents=[common], description=f"{help.capitalize()}, as root.")
-    kubectl.set_defaults(act=_kubectl, size=None)
+    for name, help in STAGES.items():
+        stage = commands.add_parser(name, help=help, parents=[common], description=f"{help[0].upper() + help[1:]}.")
+        stage.set_defaults(act=_stage, stage=name, size=None)
     report = commands.add_parser("report", help="show a results file as Markdown and as pictures")
     report.add_argument("results", metavar="FILE", help="the file that `run` wrote")
     report.add_argument("--markdown", metavar="PAGE", help="write all results to PAGE (default: to stdout)")
@@ -126,18 +132,18 @@ def _run(options: argparse.Namespace) -> int:
     return _write(suite, rounds, options)
 
 
-def _kubectl(options: argparse.Namespace) -> int:
+def _stage(options: argparse.Namespace) -> int:
+    from .rounds import Rounds
+    from .sample import PeerError
+
     try:
-        from . import kubectl
+        module = import_module(f".{options.stage}", __package__)
     except ModuleNotFoundError as error:
         raise BenchError(f"{error.name} is not installed: python -m pip install -e '.[dev]'") from None
-    from .rig import PeerError
-    from .rounds import Rounds
-
-    measures, peers = _measures(options, kubectl.MEASURES), _peers(options.peers, kubectl.PEERS)
+    measures, peers = _measures(options, module.MEASURES), _peers(options.peers, module.PEERS)
     with tempfile.TemporaryDirectory(prefix="fastvsock-bench-") as folder:
         try:
-            with kubectl.Stage(Path(folder)) as stage:
+            with module.stage(Path(folder)) as stage:
                 rounds = Rounds(measures, peers, stage.take)
                 suite = _measure(rounds, options)
         except PeerError as error:
@@ -147,7 +153,7 @@ def _kubectl(options: argparse.Namespace) -> int:
 
 def _measure(rounds: "Rounds", options: argparse.Namespace) -> Any:
     """Take all measures, or those that are done before Ctrl-C, and return them as a suite of pyperf."""
-    from .rig import PeerError
+    from .sample import PeerError
 
     progress = Progress()
     for name, why in rounds.left_out.items():

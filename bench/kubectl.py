@@ -17,7 +17,7 @@ from pathlib import Path
 
 from .measures import MIB, Measure
 from .peers import HERE, Peer, socat_version
-from .rig import PeerError, Sample
+from .sample import PeerError, Sample
 
 sys.path.insert(0, str(HERE.parents[1] / "tests"))
 sys.path.insert(0, str(HERE.parents[1] / "tests" / "vm"))
@@ -69,11 +69,43 @@ PEERS = [
 ]
 # By socats a copy from the guest is slow: their TCP connection delays the rest of each ssh window (Nagle) by 40 ms.
 MEASURES = (
-    Measure("cp-up", "kubectl cp into the guest, 100 MiB", "kubectl", "up", size=100 * MIB, rounds=(5, 0)),
-    Measure("cp-down", "kubectl cp from the guest, 100 MiB", "kubectl", "down", size=100 * MIB, rounds=(3, 0)),
-    Measure("cp-up-4M", "kubectl cp into the guest, 4 MiB", "kubectl", "up", size=4 * MIB, rounds=(15, 5)),
-    Measure("cp-down-4M", "kubectl cp from the guest, 4 MiB", "kubectl", "down", size=4 * MIB, rounds=(9, 3)),
-    Measure("exec", "kubectl exec of true", "kubectl", "exec", size=1, rounds=(31, 7)),
+    Measure(
+        "kubectl-cp-up",
+        "kubectl cp into the guest, 100 MiB",
+        "whole",
+        "up",
+        size=100 * MIB,
+        rounds=(5, 0),
+        actors=("kubectl",),
+    ),
+    Measure(
+        "kubectl-cp-down",
+        "kubectl cp from the guest, 100 MiB",
+        "whole",
+        "down",
+        size=100 * MIB,
+        rounds=(3, 0),
+        actors=("kubectl",),
+    ),
+    Measure(
+        "kubectl-cp-up-4M",
+        "kubectl cp into the guest, 4 MiB",
+        "whole",
+        "up",
+        size=4 * MIB,
+        rounds=(15, 5),
+        actors=("kubectl",),
+    ),
+    Measure(
+        "kubectl-cp-down-4M",
+        "kubectl cp from the guest, 4 MiB",
+        "whole",
+        "down",
+        size=4 * MIB,
+        rounds=(9, 3),
+        actors=("kubectl",),
+    ),
+    Measure("kubectl-exec", "kubectl exec of true", "whole", "exec", size=1, rounds=(31, 7), actors=("kubectl",)),
 )
 
 

@@ -2,8 +2,9 @@
 
 Bulk work is `size` bytes each way, shared by `relays` forwarders at a time, from the moment that all are connected
 until the last byte has arrived; the producer writes `chunk` bytes at a time. Latency is one exchange of `size` bytes
-at a time. Start is the time from the command to the first byte that comes out of it. A stall is bulk work whose far end
-does not read until every producer is blocked: what is measured is the memory that is held in between.
+at a time. Start is the time from the command to the first byte that comes out of it, the whole is the time to its end;
+at rest nothing is measured but memory. A stall is bulk work whose far end does not read until every producer is
+blocked: what is measured is the memory that is held in between.
 """
 
 from dataclasses import dataclass, replace
@@ -20,19 +21,20 @@ class Measure:
 
     name: str
     title: str
-    kind: str  # bulk, latency, start, stall or kubectl
-    way: str = "up"  # up, down or both
-    ends: str = "pipe"  # what the forwarder's stdin and stdout are: pipe, socketpair, file; or tcp
+    kind: str  # bulk, latency, start, whole, rest or stall
+    way: str = "up"  # up, down or both; of a whole command also exec, or again for a copy of what is there already
+    ends: str = "pipe"  # what the peer's stdin and stdout are: pipe, socketpair, file, tty; tcp; or tree for a copy
     size: int = 64 * MIB
     chunk: int = 1 << 16
     relays: int = 1
     rounds: tuple[int, int] = (15, 0)
+    actors: tuple[str, ...] = ()  # the kinds of peer that can do it, where `kinds` does not follow from the rest
 
     @property
     def kinds(self) -> tuple[str, ...]:
         """The kinds of peer that can do this work."""
-        if self.kind == "kubectl":
-            return ("kubectl",)
+        if self.actors:
+            return self.actors
         if self.ends == "tcp":
             return ("proxy",)
         if self.kind == "start":

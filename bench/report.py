@@ -47,6 +47,11 @@ QUANTITIES = {  # of a measure, in the order of the columns
     "cpu-per-GiB": "CPU time",
     "cpu-in-all": "CPU time, start and end included",
     "memory": "peak resident memory",
+    "private": "private memory, written to",
+    "faults": "page faults",
+    "at-rest": "guest's side at rest (PSS)",
+    "serving": "guest's side with one client (PSS)",
+    "client": "host's side (PSS)",
     "resident": "resident memory, growth",
     "charged": "memory charged to the cgroup, growth",
     "p50": "median",
@@ -57,6 +62,11 @@ UNITS = {  # of quantities that are not plain times: name and factor
     "rate": ("GiB/s", 1.0),
     "cpu-per-GiB": ("s/GiB", 1.0),
     "memory": MEBIBYTES,
+    "private": MEBIBYTES,
+    "faults": ("", 1.0),
+    "at-rest": MEBIBYTES,
+    "serving": MEBIBYTES,
+    "client": MEBIBYTES,
     "resident": MEBIBYTES,
     "charged": MEBIBYTES,
 }
@@ -179,7 +189,7 @@ def figure(found: Spread, quantity: str) -> str:
     """A median with its unit and its spread."""
     name, factor = _unit(found.median, quantity)
     median, _, low_to_high = _with_spread(found, factor).partition(" ")
-    return f"{median} {name} {low_to_high}"
+    return " ".join(part for part in (median, name, low_to_high) if part)
 
 
 def _with_spread(found: Spread, factor: float) -> str:

@@ -7,7 +7,6 @@ the peer's CPU time and memory have been read, so that how the peer ends is not 
 A regular file cannot be held back: there the far end holds back its answer to the handshake instead.
 """
 
-import atexit
 import os
 import re
 import select
@@ -15,39 +14,20 @@ import socket
 import subprocess
 import tempfile
 import time
-import zlib
 from contextlib import ExitStack
-from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from .build_c import program
+from .ends import announced_port, shake, tally, work_file
 from .measures import EXCHANGES, Measure
 from .memory_group import MemoryGroup
 from .peers import Peer
 from .process_tree import GRACE, Tree
+from .sample import PeerError, Sample
 
 PORT = 9
 SLOWEST = 20 << 20  # bytes a second; less is a fault
-
-
-class PeerError(Exception):
-    """A peer did not do the work; the text completes a sentence that begins with its name."""
-
-
-@dataclass
-class Sample:
-    """What one measurement found. Times are in seconds; None stands for a quantity that does not apply."""
-
-    seconds: float | None = None
-    cpu: float | None = None  # while the bytes moved
-    cpu_in_all: float | None = None  # from the start of the processes to their end
-    memory: int | None = None  # bytes: the peaks of resident memory
-    resident: int | None = None  # bytes of resident memory for what is stalled
-    charged: int | None = None  # bytes charged to the memory cgroup for what is stalled
-    quantiles: tuple[float, ...] = ()  # of round trips: 0 to 100 per cent
-    killed: bool = False
 
 
 def take(measure: Measure, peer: Peer, check: bool = False) -> Sample:
@@ -106,7 +86,7 @@ class Rig:
             end.kill()
             end.wait()
         self._drop(*self._open)
-        in_all = self._tree.end(0 if self.peer.kind == "proxy" else GRACE)
+        in_all = self._tree.end(GRACE if self.peer.kind == "stdio" else 0)
         sample = Sample((last - begin) / 1e9, killed=self._tree.killed)
         if self.peer.kind != "none":
             sample.cpu, sample.cpu_in_all, sample.memory = cpu, in_all, memory or None
@@ -127,7 +107,7 @@ class Rig:
         return Sample(quantiles[50], quantiles=quantiles)
 
     def start(self) -> Sample:
-        """From nothing to the first byte of the far end."""
+        """From nothing to the first byte of the far end, or to the end of a peer that writes none."""
         if self.peer.kind != "bare":
             self._far_end("source", 1, subprocess.DEVNULL)
         if self.peer.kind == "proxy":
@@ -136,9 +116,16 @@ class Rig:
         begin = time.monotonic()
         self._connect_all()
         reader, _ = self._near[0]
-        if not select.select([reader], [], [], self.timeout)[0] or len(os.read(reader, 1)) != 1:
+        if not select.select([reader], [], [], self.timeout)[0] or len(os.read(reader, 1)) != (not self.peer.silent):
             raise self._fault("brought no first byte")
-        return Sample(time.monotonic() - begin)
+        sample = Sample(time.monotonic() - begin)
+        if self.peer.kind != "proxy":
+            sample.memory, sample.private, sample.faults = (
+                self._tree.memory(),
+                self._tree.private(),
+                self._tree.faults(),
+            )
+        return sample
 
     def stall(self) -> Sample:
         """Fill every buffer on the way to a far end that does not read; then let it read, and count the bytes."""
@@ -186,7 +173,7 @@ class Rig:
             if self.peer.kind == "proxy":
                 self._near.append(self._own(socket.create_connection(self._address, self.timeout)))
             elif self.peer.kind == "none":
-                self._near.append(self._own(_shake(self.uds, self.timeout)))
+                self._near.append(self._own(shake(self.uds, PORT, self.timeout)))
             else:
                 self._near.append(self._start_forwarder())
 
@@ -199,10 +186,13 @@ class Rig:
             far_in, writer = self._pipe()
         if self.measure.ends == "file":
             self._drop(far_in)
-            far_in = self._keep(os.open(_work_file(self.measure.size)[0], os.O_RDONLY | os.O_CLOEXEC))
-        self._start_peer(self.peer.command(self.uds, PORT), stdin=far_in, stdout=far_out)
+            far_in = self._keep(os.open(work_file(self.measure.size)[0], os.O_RDONLY | os.O_CLOEXEC))
+        self._start_peer(self._command(), stdin=far_in, stdout=far_out)
         self._drop(far_in, far_out)
         return reader, writer
+
+    def _command(self) -> list[str]:
+        return self.peer.command(self.uds, PORT)
 
     def _start_proxy(self) -> None:
         with socket.create_server(("127.0.0.1", 0), backlog=512) as listener:
@@ -261,18 +251,18 @@ class Rig:
         """Wait until all bytes have arrived, and count them; return the first and the last moment, in ns."""
         streams = [far.stdout] * self.measure.relays * (2 if self.measure.way == "both" else 1)
         streams += [end.stderr for end in producers] + [end.stdout for end in consumers]
-        reported = [_tally(self._line(stream)) for stream in streams]
-        arrived = [tally for tally in reported if tally.word == b"in"]
-        lost = sum(share - tally.size for tally in arrived)
+        reported = [tally(self._line(stream)) for stream in streams]
+        arrived = [report for report in reported if report.word == b"in"]
+        lost = sum(share - report.size for report in arrived)
         if lost:
             raise self._fault(f"lost {lost} of {share * len(arrived)} bytes")
-        sums = {tally.crc for tally in reported}
+        sums = {report.crc for report in reported}
         if self.measure.ends == "file":
-            sums.add(_work_file(self.measure.size)[1])
+            sums.add(work_file(self.measure.size)[1])
         if self.check and len(sums) != 1:
             raise self._fault("changed the bytes on their way")
-        sent = [tally for tally in reported if tally.word == b"out"]
-        return min(tally.begin for tally in sent or arrived), max(tally.end for tally in arrived)
+        sent = [report for report in reported if report.word == b"out"]
+        return min(report.begin for report in sent or arrived), max(report.end for report in arrived)
 
     def _expect(self, end: "subprocess.Popen[bytes]", word: bytes) -> None:
         if self._line(end.stdout).strip() != word:
@@ -307,51 +297,3 @@ class Rig:
         for fd in self._open & {*fds}:
             self._open.discard(fd)
             os.close(fd)
-
-
-@dataclass
-class _Tally:
-    """What an end reports about a stream: see report() in peers/common.h."""
-
-    word: bytes
-    size: int
-    crc: int
-    begin: int
-    end: int
-
-
-def _tally(line: bytes) -> _Tally:
-    word, *numbers = line.split()
-    return _Tally(word, *map(int, numbers))
-
-
-def announced_port(line: str) -> int:
-    """The port in a proxy's announcement of its address on 127.0.0.1. Raises `PeerError`."""
-    found = re.search(r"127\.0\.0\.1:(\d+)", line)
-    if not found:
-        raise PeerError(f"did not announce its port, but wrote {line.strip()!r}")
-    return int(found[1])
-
-
-def _shake(uds: str, timeout: float) -> socket.socket:
-    sock = socket.socket(socket.AF_UNIX)
-    sock.settimeout(timeout)
-    sock.connect(uds)
-    sock.sendall(b"CONNECT %d\n" % PORT)
-    while sock.recv(1) != b"\n":
-        pass
-    return sock
-
-
-@cache
-def _work_file(size: int) -> tuple[str, int]:
-    """A file of `size` bytes, removed when this process ends, and its checksum."""
-    file = tempfile.NamedTemporaryFile(prefix="fastvsock-bench-")  # noqa: SIM115
-    atexit.register(file.close)
-    block, crc = os.urandom(1 << 20), 0
-    for start in range(0, size, len(block)):
-        piece = block[: size - start]
-        file.write(piece)
-        crc = zlib.crc32(piece, crc)
-    file.flush()
-    return file.name, crc

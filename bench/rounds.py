@@ -19,10 +19,12 @@ from .machine import describe, load_average
 from .measures import GIB, Measure
 from .peers import Peer
 from .process_tree import adopt_orphans
-from .rig import PeerError, Sample, take
+from .rig import take
+from .sample import PeerError, Sample
 
 TRIAL = 1 << 22  # bytes that a peer must move unchanged before it is measured
-BYTES = ("memory", "resident", "charged")  # quantities; the others are seconds
+BYTES = ("memory", "private", "resident", "charged", "at-rest", "serving", "client")
+UNITS = dict.fromkeys(BYTES, "byte") | {"faults": "integer"}  # of quantities in pyperf; the others are seconds
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class Rounds:
         runs: dict[str, list[Any]] = {}
         for value in self.values:
             name = f"{value.measure.name}/{value.peer.name}/{value.quantity}"
-            metadata = common | value.metadata | {"name": name, "unit": "byte" if value.quantity in BYTES else "second"}
+            metadata = common | value.metadata | {"name": name, "unit": UNITS.get(value.quantity, "second")}
             runs.setdefault(name, []).append(pyperf.Run([value.value], metadata=metadata, collect_metadata=False))
         return pyperf.BenchmarkSuite([pyperf.Benchmark(of_one) for of_one in runs.values()])
 
@@ -91,7 +93,7 @@ class Rounds:
 
     def _try(self, measure: Measure, peer: Peer) -> bool:
         """Whether the peer moves bytes unchanged; the trial is the warm-up too."""
-        if measure.kind in ("bulk", "kubectl"):
+        if measure.kind in ("bulk", "whole"):
             measure = replace(measure, size=min(measure.size, max(TRIAL, measure.relays << 16)))
         return self._take(measure, peer, check=True) is not None
 
@@ -150,6 +152,11 @@ def _quantities(measure: Measure, sample: Sample) -> Iterator[tuple[str, float]]
         "cpu-per-GiB": sample.cpu and sample.cpu * GIB / measure.moved,
         "cpu-in-all": sample.cpu_in_all,
         "memory": sample.memory,
+        "private": sample.private,
+        "faults": sample.faults,
+        "at-rest": sample.at_rest,
+        "serving": sample.serving,
+        "client": sample.client,
         "resident": sample.resident,
         "charged": sample.charged,
     }

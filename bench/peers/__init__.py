@@ -29,7 +29,7 @@ class Peer:
     `command` returns the command line, from UDS and port, and for a proxy peer from a third number, by `listens`:
     `fd`, a listening TCP socket that the peer inherits; `port`, a free port on 127.0.0.1; `announces`, the number is
     unused, the peer chooses a port and prints it. `missing` returns why the peer cannot run here, or an empty string.
-    `plain` peers do not know the handshake, and the far end does not expect one.
+    `plain` peers do not know the handshake, and the far end does not expect one. A `silent` one writes no first byte.
     """
 
     name: str
@@ -39,6 +39,7 @@ class Peer:
     missing: Callable[[], str] = field(default=lambda: "", repr=False)
     version: Callable[[], str] = field(default=lambda: "", repr=False)
     plain: bool = False
+    silent: bool = False
     listens: str = ""
 
 
@@ -77,9 +78,11 @@ def _ours(engine: str) -> Callable[[str, int], list[str]]:
     return lambda uds, port: [*start, "--engine", engine, uds, str(port)]
 
 
-def _binary(suffix: str) -> Path:
-    """The static binary that `make binaries` wrote for this machine."""
-    return HERE.parents[1] / "dist" / f"fastvsock-{version('fastvsock')}-linux-{os.uname().machine}{suffix}"
+def binary(suffix: str = "") -> Path:
+    """The static binary for this machine that `make binaries` or `make test-binary` wrote, the newer one."""
+    name = f"fastvsock-{version('fastvsock')}-linux-{os.uname().machine}{suffix}"
+    found = [path for folder in ("dist", "build/static") if (path := HERE.parents[1] / folder / name).exists()]
+    return max(found, key=lambda path: path.stat().st_mtime, default=Path("dist", name))
 
 
 def _static(suffix: str) -> Callable[[str, int], list[str]]:
@@ -89,17 +92,20 @@ def _static(suffix: str) -> Callable[[str, int], list[str]]:
         link = BUILD / f"static{suffix}" / "runcvm-vsock-connect"
         link.parent.mkdir(parents=True, exist_ok=True)
         link.unlink(missing_ok=True)
-        link.symlink_to(_binary(suffix))
+        link.symlink_to(binary(suffix))
         return [str(link), uds, str(port)]
 
     return command
 
 
-def _no_binary(suffix: str) -> Callable[[], str]:
-    return lambda: "" if _binary(suffix).exists() else f"{_binary(suffix).name} was not built (make binaries)"
+def no_binary(suffix: str = "") -> str:
+    """Return why there is no static binary, or an empty string."""
+    path = binary(suffix)
+    return "" if path.is_absolute() else f"{path.name} was not built (make binaries)"
 
 
-def _our_version() -> str:
+def our_version() -> str:
+    """The name and version of this package."""
     return f"fastvsock {version('fastvsock')}"
 
 
@@ -164,10 +170,17 @@ def _python_version() -> str:
 
 
 PEERS = (
-    Peer("splice", "fastvsock, splice", "stdio", _ours("splice"), _no_splice, _our_version),
-    Peer("copy", "fastvsock, copy", "stdio", _ours("copy"), version=_our_version),
-    Peer("static", "fastvsock, static", "start", _static(""), _no_binary(""), _our_version),
-    Peer("static-plain", "fastvsock, static, plain", "start", _static("-plain"), _no_binary("-plain"), _our_version),
+    Peer("splice", "fastvsock, splice", "stdio", _ours("splice"), _no_splice, our_version),
+    Peer("copy", "fastvsock, copy", "stdio", _ours("copy"), version=our_version),
+    Peer("static", "fastvsock, static", "start", _static(""), no_binary, our_version),
+    Peer(
+        "static-plain",
+        "fastvsock, static, plain",
+        "start",
+        _static("-plain"),
+        lambda: no_binary("-plain"),
+        our_version,
+    ),
     Peer(
         "pipeline",
         "three socats (RunCVM at first)",
@@ -189,7 +202,8 @@ PEERS = (
     Peer("none", "no forwarder", "none", _nothing),
     Peer("python", "python -c", "bare", _first_byte(), version=_python_version),
     Peer("python-S", "python -I -S -c", "bare", _first_byte("-I", "-S"), version=_python_version),
-    Peer("proxy", "fastvsock proxy", "proxy", _our_proxy, _no_proxy, _our_version, listens="announces"),
+    Peer("true", "true", "bare", lambda uds, port: ["true"], silent=True),
+    Peer("proxy", "fastvsock proxy", "proxy", _our_proxy, _no_proxy, our_version, listens="announces"),
     Peer("proxy-socat", "socat, fork", "proxy", _socat_proxy, _needs("socat"), socat_version, True, "port"),
     Peer(
         "proxy-haproxy",

@@ -15,11 +15,8 @@
 
 #include <pthread.h>
 #include <signal.h>
-#include <sys/socket.h>
-#include <sys/un.h>
 
-#define ANSWER "OK 1073741824\n" /* as long as Firecracker's */
-#define CHUNK (1 << 16)          /* Firecracker writes packets of up to 64 KiB */
+#define CHUNK (1 << 16) /* Firecracker writes packets of up to 64 KiB */
 
 static struct {
     const char *service;
@@ -34,10 +31,7 @@ struct connection {
 };
 
 static void handshake(int fd) {
-    char c = 0;
-    while (c != '\n')
-        if (read(fd, &c, 1) != 1)
-            die("no CONNECT line");
+    await_connect(fd);
     if (options.hold) {
         dprintf(1, "open\n");
         await_start();
@@ -96,19 +90,6 @@ static void *serve(void *argument) {
     sink(c);
     pthread_join(other, NULL);
     return NULL;
-}
-
-static int listen_at(const char *path) {
-    struct sockaddr_un address = {.sun_family = AF_UNIX};
-    if (strlen(path) >= sizeof address.sun_path) {
-        fprintf(stderr, "path too long: %s\n", path);
-        exit(2);
-    }
-    strcpy(address.sun_path, path);
-    int fd = socket(AF_UNIX, SOCK_STREAM, 0);
-    if (fd < 0 || bind(fd, (struct sockaddr *)&address, sizeof address) || listen(fd, 1024))
-        die(path);
-    return fd;
 }
 
 int main(int argc, char **argv) {

@@ -22,11 +22,12 @@ pytest.importorskip("pyperf")
 if not (shutil.which("cc") or shutil.which("gcc")):
     pytest.skip("the ends of the benchmarks are C programs", allow_module_level=True)
 
+from bench.ends import announced_port
 from bench.measures import MEASURES
 from bench.peers import PEERS, Peer
 from bench.process_tree import Tree
 from bench.results import Results, paired, quantile, spread
-from bench.rig import PeerError, announced_port
+from bench.sample import PeerError
 
 STDIO = [peer.name for peer in PEERS if peer.kind == "stdio" and not peer.missing()]
 # `fastvsock bench`, also where the umbrella command does not list it yet.

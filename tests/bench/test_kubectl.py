@@ -20,7 +20,7 @@ from bench.kubectl import ALL, MEASURES, PEERS, Stage
 from bench.measures import Measure
 from bench.peers import Peer
 from bench.results import Results
-from bench.rig import PeerError
+from bench.sample import PeerError
 
 
 @pytest.fixture(autouse=True)
@@ -36,16 +36,16 @@ def small(name: str) -> Measure:
 
 def test_kubectl_is_timed_by_every_way_beside_the_floor(tmp_path: Path) -> None:
     path = tmp_path / "results.json"
-    command = [sys.executable, "-m", "bench", "kubectl", "--measures", "exec", "--rounds", "1", "-o", str(path)]
+    command = [sys.executable, "-m", "bench", "kubectl", "--measures", "kubectl-exec", "--rounds", "1", "-o", str(path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=2 * HANG, check=False)
     assert done.returncode == 0, done.stderr
     results = Results.load(str(path))
     able = {peer.name for peer in PEERS if not peer.missing()}
-    assert set(results.peers("exec")) == able, done.stderr
-    assert results.reference("exec") == "floor"
+    assert set(results.peers("kubectl-exec")) == able, done.stderr
+    assert results.reference("kubectl-exec") == "floor"
 
 
-@pytest.mark.parametrize("name", ["cp-up", "cp-down"])
+@pytest.mark.parametrize("name", ["kubectl-cp-up", "kubectl-cp-down"])
 @pytest.mark.parametrize("peer", PEERS, ids=lambda peer: peer.name)
 def test_a_copy_arrives_by_every_way(tmp_path: Path, peer: Peer, name: str) -> None:
     if reason := peer.missing():
@@ -72,7 +72,7 @@ def test_a_way_that_changes_bytes_is_found_out(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setitem(ALL, "liar", Liar())
     peer = replace(PEERS[0], name="liar")
     with Stage(tmp_path) as stage, pytest.raises(PeerError, match="changed the bytes"):
-        stage.take(small("cp-up"), peer, True)
+        stage.take(small("kubectl-cp-up"), peer, True)
 
 
 def test_a_way_that_fails_is_an_error_with_what_kubectl_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,7 +83,7 @@ def test_a_way_that_fails_is_an_error_with_what_kubectl_said(tmp_path: Path, mon
 
     monkeypatch.setitem(ALL, "broken", Broken())
     with Stage(tmp_path) as stage, pytest.raises(PeerError, match=r"(?s)ended with 1 .*exit code 1"):
-        stage.take(small("exec"), replace(PEERS[0], name="broken"), False)
+        stage.take(small("kubectl-exec"), replace(PEERS[0], name="broken"), False)
 
 
 def test_no_socat_listens_when_the_measuring_has_ended(tmp_path: Path) -> None:
@@ -91,5 +91,5 @@ def test_no_socat_listens_when_the_measuring_has_ended(tmp_path: Path) -> None:
     if reason := peer.missing():
         pytest.skip(reason)
     with Stage(tmp_path) as stage:
-        stage.take(small("exec"), peer, False)
+        stage.take(small("kubectl-exec"), peer, False)
     until(lambda: not kubectl.processes_about(tmp_path))

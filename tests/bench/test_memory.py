@@ -21,7 +21,8 @@ if not (shutil.which("cc") or shutil.which("gcc")):
 from bench.measures import MEASURES
 from bench.memory_group import MemoryGroup
 from bench.peers import PEERS, Peer
-from bench.rig import PeerError, Sample, take
+from bench.rig import take
+from bench.sample import PeerError, Sample
 
 ROOT = Path(__file__).parents[2]
 MIB = 1 << 20
