@@ -1,4 +1,4 @@
-"""`python -m bench run` and `kubectl` measure; `python -m bench report` shows what was measured."""
+"""`python -m bench run`, `exec`, `cp` and `kubectl` measure; `python -m bench report` shows what was measured."""
 
 import argparse
 import os
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 EPILOG = """\
 Every peer does the same work in every round, in turn, and ratios are taken within rounds. `run` writes a file of
-pyperf's format: `python -m pyperf show|stats|compare_to` read it. So does `kubectl`. bench/README.md explains the
+pyperf's format: `python -m pyperf show|stats|compare_to` read it. So do the others. bench/README.md explains the
 measures.
 """
 
@@ -88,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
         stage = commands.add_parser(name, help=help, parents=[common], description=f"{help[0].upper() + help[1:]}.")
         stage.set_defaults(act=_stage, stage=name, size=None)
     report = commands.add_parser("report", help="show a results file as Markdown and as pictures")
-    report.add_argument("results", metavar="FILE", help="the file that `run` wrote")
+    report.add_argument("results", metavar="FILE", nargs="+", help="the files that `run` and the others wrote")
     report.add_argument("--markdown", metavar="PAGE", help="write all results to PAGE (default: to stdout)")
     report.add_argument("--chart", metavar="SVG", help="draw CPU time for each GiB to SVG, and show it on the page")
     report.add_argument("--readme", metavar="PAGE", help="replace the short table between the two markers in PAGE")
@@ -224,7 +224,7 @@ def _report(options: argparse.Namespace) -> int:
     from .report import split
     from .results import Results, ResultsError
 
-    results = Results.load(options.results)
+    results = Results.load(*options.results)
     try:
         _write_pages(results, options)
     except ResultsError as error:

@@ -4,10 +4,11 @@ A copier brings `source`, a file or a folder, below the folder `target`, under i
 """
 
 import shlex
+import shutil
 import subprocess
 from pathlib import Path
 
-from .ways import Channels, CopyingChannels, Dropbear, OpenSSH, Raw, StaticChannels, Way, find
+from .ways import Channels, CopyingChannels, Dropbear, HalfClosing, OpenSSH, Raw, StaticChannels, Way
 
 
 class Copier:
@@ -15,7 +16,7 @@ class Copier:
 
     name = title = ""
     does: tuple[str, ...] = ("file", "tree")
-    way: type[Way] = Raw
+    way: type[Way]
 
     @classmethod
     def missing(cls) -> str:
@@ -43,7 +44,8 @@ class Copier:
 class Own(Copier):
     """`fastvsock cp`."""
 
-    name, title, way = "cp-static", "fastvsock cp, static", StaticChannels
+    name, title = "cp-static", "fastvsock cp, static"
+    way: type[Channels] = StaticChannels
     does = "file", "tree", "again"
 
     def up(self, way: Way, source: Path, target: Path) -> list[list[str]]:
@@ -67,19 +69,22 @@ class Own(Copier):
 class Installed(Own):
     """The same from the installation."""
 
-    name, title, way = "cp", "fastvsock cp", Channels
+    name, title = "cp", "fastvsock cp"
+    way = Channels
 
 
 class Copying(Own):
     """The same with the engine in Python."""
 
-    name, title, way = "cp-copy", "fastvsock cp, copy", CopyingChannels
+    name, title = "cp-copy", "fastvsock cp, copy"
+    way = CopyingChannels
 
 
 class Tar(Copier):
     """Two tars, with nothing but the forwarder between them: no status, and no word of what is missing."""
 
     name, title = "tar-raw", "tar, forwarder, tar"
+    way: type[Way] = Raw
 
     def up(self, way: Way, source: Path, target: Path) -> list[list[str]]:
         """The first one here."""
@@ -99,19 +104,22 @@ class Tar(Copier):
 class TarThroughChannels(Tar):
     """Two tars and `fastvsock exec`."""
 
-    name, title, way = "tar-exec", "tar, fastvsock exec, tar", StaticChannels
+    name, title = "tar-exec", "tar, fastvsock exec, tar"
+    way = StaticChannels
 
 
 class TarThroughDropbear(Tar):
     """Two tars and ssh, as `kubectl cp` in RunCVM."""
 
-    name, title, way = "tar-dropbear", "tar, dbclient, tar", Dropbear
+    name, title = "tar-dropbear", "tar, dbclient, tar"
+    way = Dropbear
 
 
 class Cat(Copier):
     """One file as it is: what a forwarder and the writing of the file take."""
 
     name, title, does = "cat-raw", "cat, forwarder, cat", ("file",)
+    way = HalfClosing
 
     def up(self, way: Way, source: Path, target: Path) -> list[list[str]]:
         """The second one in the guest."""
@@ -128,7 +136,8 @@ class Cat(Copier):
 class Scp(Copier):
     """OpenSSH's own copy, which is sftp inside."""
 
-    name, title, way = "scp", "scp", OpenSSH
+    name, title = "scp", "scp"
+    way = OpenSSH
 
     def up(self, way: Way, source: Path, target: Path) -> list[list[str]]:
         """To the host's name."""
@@ -152,7 +161,7 @@ class Rsync(Scp):
     @classmethod
     def missing(cls) -> str:
         """Return what this machine lacks."""
-        return super().missing() or ("" if find("rsync") else "rsync is not installed")
+        return super().missing() or ("" if shutil.which("rsync") else "rsync is not installed")
 
     @classmethod
     def version(cls) -> str:
@@ -168,6 +177,7 @@ class Walk(Copier):
     """No copy: find looks at everything in the source, once."""
 
     name, title, does = "find", "find, the source alone", ("again",)
+    way = Raw
 
     def up(self, way: Way, source: Path, target: Path) -> list[list[str]]:
         """Size and time of each, as a copy that skips has to know them."""

@@ -15,11 +15,14 @@ from .measures import MIB, Measure
 from .peers import Peer
 from .sample import Sample
 from .served import ServedRig, Stage
-from .ways import WAYS, Raw
+from .ways import WAYS
 
 NAMES = {way.name: way for way in WAYS}
 ALL, TERMINALS = ("exec", "exec-raw"), ("exec",)
-PEERS = [Peer(way.name, way.title, ALL[way is Raw], list[str], way.missing, way.version) for way in WAYS]
+PEERS = [
+    Peer(way.name, way.title, "exec" if way.terminals else "exec-raw", list[str], way.missing, way.version)
+    for way in WAYS
+]
 SIZE = 256 * MIB
 MEASURES = (
     Measure("exec-true", "exec of true", "whole", "exec", size=1, rounds=(31, 5), actors=ALL),
@@ -37,7 +40,7 @@ def stage(folder: Path) -> Stage:
     return Stage(folder, ExecRig)
 
 
-class Report:
+class GuestsReport:
     """Where the guest's end reports, in the place of a process of this side."""
 
     def __init__(self, fd: int) -> None:
@@ -49,7 +52,7 @@ class Report:
         return self._fd
 
     def terminate(self) -> None:
-        """Nothing to do: it ends with the server."""
+        """Do nothing: it ends with the server."""
 
 
 class ExecRig(ServedRig):
@@ -88,7 +91,7 @@ class ExecRig(ServedRig):
             client=self._tree.share_of(self._tree.heads[-1]),
         )
 
-    def _far_end(self, service: str, size: int, stdin: int) -> Report:  # type: ignore[override]
+    def _far_end(self, service: str, size: int, stdin: int) -> GuestsReport:
         """Write the script that the guest is to run."""
         reader, writer = self._pipe()
         ours = f"/proc/{os.getpid()}/fd"
@@ -99,7 +102,7 @@ class ExecRig(ServedRig):
             "echo": ("stty raw -echo", "exec cat"),
         }[service]
         self._script.write_text(f"{first}\necho open > {report}\n{command}\n")
-        self._far = Report(reader)
+        self._far = GuestsReport(reader)
         return self._far
 
     def _start_forwarder(self) -> tuple[int, int]:

@@ -6,6 +6,7 @@ the 10th to the 90th percentile in brackets.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pyperf  # type: ignore[import-untyped,unused-ignore]
 from .chart import PEERS as README_PEERS
 from .measures import unit
 from .results import Results, ResultsError, Spread, spread
+from .targets import TARGETS
 
 BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
 
@@ -40,6 +42,24 @@ PROXIES = (
     Column("connect to first byte", "time", ("proxy-start",)),
     Column("memory, 100 connections", "memory", ("proxy-relays-100",)),
     Column("charged, 20 stalled uploads", "charged", ("proxy-stalled-20",)),
+)
+COMMANDS = (
+    Column("exec true", "time", ("exec-true",)),
+    Column("throughput", "rate", ("exec-up", "exec-down")),
+    Column("CPU time of both ends", "cpu-per-GiB", ("exec-up", "exec-down")),
+    Column("keystroke and back", "p50", ("exec-key",)),
+    Column("guest's side at rest", "at-rest", ("exec-memory",)),
+    Column("host's side", "client", ("exec-memory",)),
+)
+COPIES = (
+    Column("a file", "rate", ("cp-file-up", "cp-file-down")),
+    Column("CPU time of both ends", "cpu-per-GiB", ("cp-file-up", "cp-file-down")),
+    Column("Python's standard library", "time", ("cp-tree-up", "cp-tree-down")),
+    Column("the same once more", "time", ("cp-again",)),
+)
+KUBECTL = (
+    Column("kubectl cp", "time", ("kubectl-cp-up", "kubectl-cp-down")),
+    Column("kubectl exec true", "time", ("kubectl-exec",)),
 )
 QUANTITIES = {  # of a measure, in the order of the columns
     "rate": "throughput",
@@ -90,6 +110,10 @@ def page(results: Results, chart: str | None = None) -> str:
         f"![CPU seconds for each GiB, by forwarder]({chart})" if chart else "",
         _summary(results, "Forwarders", MAIN),
         _summary(results, "Proxies", PROXIES),
+        _summary(results, "Commands in the guest", COMMANDS),
+        _summary(results, "Copies", COPIES),
+        _summary(results, "kubectl", KUBECTL),
+        _targets(results),
         "## Method\n\n" + METHOD,
         "## Machine\n\n" + _machine(results),
         "## All measures",
@@ -117,6 +141,25 @@ def replace_table(readme: str, results: Results) -> str:
     if not (begin and end):
         raise ResultsError(f"cannot place the table: add the lines {BEGIN} and {END} to the page")
     return f"{before}{BEGIN}\n{short_table(results)}\n{END}{after}"
+
+
+def _targets(results: Results) -> str:
+    """What was wanted, and what was measured."""
+    rows = []
+    for target in TARGETS:
+        found = target.measured(results)
+        if found is None:
+            continue
+        factor = UNITS[target.quantity][1] if not target.base else 1
+        limit = f"at {'least' if target.at_least else 'most'} {_limit(target.limit * Fraction(factor))}"
+        verdict = "yes" if target.reached(found) else f"**no**: {target.reason or 'not explained'}"
+        rows.append([target.text, limit, _with_spread(found, factor), verdict])
+    text = "Each ratio is taken within rounds: the median, with the 10th to the 90th percentile in brackets."
+    return f"## Targets\n\n{text}\n\n{_table(['what', 'target', 'measured', 'reached'], rows)}" if rows else ""
+
+
+def _limit(value: Fraction) -> str:
+    return f"1/{value.denominator}" if value.numerator == 1 and value.denominator > 1 else f"{float(value):g}"
 
 
 def _summary(results: Results, title: str, columns: Sequence[Column]) -> str:
@@ -231,7 +274,8 @@ def _machine(results: Results) -> str:
     peers = dict.fromkeys(peer for measure in results.measures for peer in results.peers(measure))
     versions = dict.fromkeys(str(about[f"version_{peer}"]) for peer in peers if f"version_{peer}" in about)
     facts["versions"] = "; ".join(versions)
-    facts["command"] = f"`{about['bench_command']}`" if "bench_command" in about else None
+    commands = str(about.get("bench_command", "")).split("; ")
+    facts["command"] = "; ".join(f"`{command}`" for command in commands if command)
     rows = [[name, str(fact)] for name, fact in facts.items() if fact]
     left_out = f"\n\nLeft out: {about['left_out']}." if "left_out" in about else ""
     return _table(["what", "value"], rows) + left_out
@@ -242,11 +286,11 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |" for cells in lines)
 
 
-def split(path: str, folder: Path) -> None:
+def split(paths: Iterable[str], folder: Path) -> None:
     """Write a results file for each peer; their benchmarks have the same names, so that compare_to pairs them."""
     folder.mkdir(parents=True, exist_ok=True)
     by_peer: dict[str, list[Any]] = {}
-    for benchmark in pyperf.BenchmarkSuite.load(path).get_benchmarks():
+    for benchmark in (found for path in paths for found in pyperf.BenchmarkSuite.load(path).get_benchmarks()):
         measure, peer, quantity = benchmark.get_name().split("/")
         benchmark.update_metadata({"name": f"{measure}/{quantity}"})
         by_peer.setdefault(peer, []).append(benchmark)

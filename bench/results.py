@@ -11,7 +11,15 @@ from typing import Any
 
 import pyperf  # type: ignore[import-untyped,unused-ignore]
 
-REFERENCES = ("splice", "proxy", "copy", "proxy-socat")  # the first that took part is what the others are compared with
+REFERENCES = (
+    "splice",
+    "proxy",
+    "copy",
+    "proxy-socat",
+    "exec-static",
+    "cp-static",
+    "floor",
+)  # the first that took part is what the others are compared with
 
 
 class ResultsError(Exception):
@@ -66,16 +74,22 @@ def paired(values: dict[int, float], base: dict[int, float]) -> list[float]:
 
 
 class Results:
-    """The content of a results file."""
+    """The content of results files, each with other measures. `about` has what is the same in each, or all of it."""
 
-    def __init__(self, suite: Any) -> None:
-        self.about: dict[str, Any] = dict(suite.get_metadata())
-        self._series = {(s.measure, s.peer, s.quantity): s for s in map(_series, suite.get_benchmarks())}
+    def __init__(self, *suites: Any) -> None:
+        found = [dict(suite.get_metadata()) for suite in suites]
+        self.about: dict[str, Any] = {
+            name: "; ".join(dict.fromkeys(str(about[name]) for about in found if name in about))
+            for name in dict.fromkeys(name for about in found for name in about)
+        }
+        self._series = {
+            (s.measure, s.peer, s.quantity): s for suite in suites for s in map(_series, suite.get_benchmarks())
+        }
 
     @classmethod
-    def load(cls, path: str) -> "Results":
-        """Read a file that `python -m bench run` wrote."""
-        return cls(pyperf.BenchmarkSuite.load(path))
+    def load(cls, *paths: str) -> "Results":
+        """Read files that `python -m bench` wrote."""
+        return cls(*map(pyperf.BenchmarkSuite.load, paths))
 
     @cached_property
     def measures(self) -> list[str]:

@@ -153,7 +153,8 @@ class Rig:
         self._await_last_byte(far, producers, consumers, share)
         return sample
 
-    def _far_end(self, service: str, size: int, stdin: int) -> "subprocess.Popen[bytes]":
+    def _far_end(self, service: str, size: int, stdin: int) -> Any:
+        """Start the far end, which reports on its stdout."""
         words = {"plain": self.peer.plain, "check": self.check, "hold": self.measure.ends == "file"}
         count = self.measure.relays
         far = subprocess.Popen(
@@ -264,7 +265,7 @@ class Rig:
         sent = [report for report in reported if report.word == b"out"]
         return min(report.begin for report in sent or arrived), max(report.end for report in arrived)
 
-    def _expect(self, end: "subprocess.Popen[bytes]", word: bytes) -> None:
+    def _expect(self, end: Any, word: bytes) -> None:
         if self._line(end.stdout).strip() != word:
             raise self._fault("did not connect")
 

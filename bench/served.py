@@ -77,9 +77,9 @@ class ServedRig(Rig):
             self._await_end(head)
         seconds = time.monotonic() - begin
         cpu = self._tree.settle() - before
-        for head in heads:
+        for head, command in zip(heads, pipeline, strict=True):
             if head.wait():
-                raise self._fault(f"{Path(head.args[0]).name} ended with {head.returncode}")
+                raise self._fault(f"{Path(command[0]).name} ended with {head.returncode}")
         return Sample(seconds, cpu_in_all=cpu)
 
     def _await_end(self, head: "subprocess.Popen[bytes]") -> None:

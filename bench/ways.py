@@ -112,15 +112,22 @@ class Raw(Way):
 
     name, title = "raw", "forwarder and a child on the socket"
     terminals = False
+    linger = "inf"  # until the guest's process ends
 
     def serve(self, start: Start) -> None:
         """Start an inetd, which becomes what the next connection is for."""
         self.inetd(start, "true")
 
     def command(self, *words: str, stdin: bool = False, tty: bool = False) -> list[str]:
-        """`runcvm-vsock-connect`, without a limit to how long the guest may be silent."""
+        """`runcvm-vsock-connect`."""
         self.runs(*words)
-        return [*CONNECT, "--linger", "inf", self.uds, "1"]
+        return [*CONNECT, "--linger", self.linger, self.uds, "1"]
+
+
+class HalfClosing(Raw):
+    """The same for a process that needs the end of its input. Firecracker would drop what it says after that."""
+
+    name, linger = "raw-half-close", "0"
 
 
 class Dropbear(Way):

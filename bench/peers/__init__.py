@@ -204,7 +204,7 @@ PEERS = (
     Peer("python-S", "python -I -S -c", "bare", _first_byte("-I", "-S"), version=_python_version),
     Peer("true", "true", "bare", lambda uds, port: ["true"], silent=True),
     Peer("proxy", "fastvsock proxy", "proxy", _our_proxy, _no_proxy, our_version, listens="announces"),
-    Peer("proxy-socat", "socat, fork", "proxy", _socat_proxy, _needs("socat"), socat_version, True, "port"),
+    Peer("proxy-socat", "socat, fork", "proxy", _socat_proxy, _needs("socat"), socat_version, True, listens="port"),
     Peer(
         "proxy-haproxy",
         "HAProxy, TCP, splice",
