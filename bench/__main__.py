@@ -90,7 +90,9 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="show a results file as Markdown and as pictures")
     report.add_argument("results", metavar="FILE", nargs="+", help="the files that `run` and the others wrote")
     report.add_argument("--markdown", metavar="PAGE", help="write all results to PAGE (default: to stdout)")
-    report.add_argument("--chart", metavar="SVG", help="draw CPU time for each GiB to SVG, and show it on the page")
+    report.add_argument(
+        "--chart", metavar="SVG", help="draw how long a user of kubectl waits to SVG, and show it on the page"
+    )
     report.add_argument("--readme", metavar="PAGE", help="replace the short table between the two markers in PAGE")
     report.add_argument("--plots", metavar="DIR", help="draw more pictures to DIR, as SVG; needs matplotlib")
     report.add_argument("--by-peer", metavar="DIR", help="write a file for each peer to DIR, for pyperf compare_to")

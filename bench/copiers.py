@@ -95,10 +95,10 @@ class Tar(Copier):
         return [way.command(*self._pack(source)), self._unpack(target)]
 
     def _pack(self, source: Path) -> list[str]:
-        return ["tar", "cf", "-", "-C", str(source.parent), source.name]
+        return ["tar", "-cf", "-", "-C", str(source.parent), source.name]
 
     def _unpack(self, target: Path) -> list[str]:
-        return ["tar", "xf", "-", "-C", str(target)]
+        return ["tar", "-xf", "-", "-C", str(target)]
 
 
 class TarThroughChannels(Tar):

@@ -15,7 +15,8 @@ import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from .measures import MIB, Measure
+from . import ways as transports
+from .measures import MIB, Measure, unit
 from .peers import HERE, Peer, socat_version
 from .sample import PeerError, Sample
 
@@ -56,57 +57,32 @@ class Socats(Dropbear):
         (bundle / "bin/tar").symlink_to("busybox")
 
 
-def dbclient_version() -> str:
-    """dbclient's line about its version, which it writes to stderr."""
-    return subprocess.run(["dbclient", "-V"], capture_output=True, text=True, timeout=10, check=False).stderr.strip()
-
-
 ALL: dict[str, Way] = {way.name: way for way in (*WAYS, Socats())}
 VERSIONS = {"floor": lambda: f"kubectl {fetch.KUBECTL_VERSION}", "socats": socat_version}
 PEERS = [
-    Peer(name, way.title, "kubectl", list[str], way.missing, VERSIONS.get(name, dbclient_version))
+    Peer(name, way.title, "kubectl", list[str], way.missing, VERSIONS.get(name, transports.Dropbear.version))
     for name, way in ALL.items()
 ]
+
+
+def _copy(way: str, size: int, rounds: tuple[int, int], suffix: str = "") -> Measure:
+    title = f"kubectl cp {'into' if way == 'up' else 'from'} the guest, {unit(size)}"
+    return Measure(f"kubectl-cp-{way}{suffix}", title, "whole", way, size=size, rounds=rounds, actors=("kubectl",))
+
+
 # By socats a copy from the guest is slow: their TCP connection delays the rest of each ssh window (Nagle) by 40 ms.
 MEASURES = (
-    Measure(
-        "kubectl-cp-up",
-        "kubectl cp into the guest, 100 MiB",
-        "whole",
-        "up",
-        size=100 * MIB,
-        rounds=(5, 0),
-        actors=("kubectl",),
-    ),
-    Measure(
-        "kubectl-cp-down",
-        "kubectl cp from the guest, 100 MiB",
-        "whole",
-        "down",
-        size=100 * MIB,
-        rounds=(3, 0),
-        actors=("kubectl",),
-    ),
-    Measure(
-        "kubectl-cp-up-4M",
-        "kubectl cp into the guest, 4 MiB",
-        "whole",
-        "up",
-        size=4 * MIB,
-        rounds=(15, 5),
-        actors=("kubectl",),
-    ),
-    Measure(
-        "kubectl-cp-down-4M",
-        "kubectl cp from the guest, 4 MiB",
-        "whole",
-        "down",
-        size=4 * MIB,
-        rounds=(9, 3),
-        actors=("kubectl",),
-    ),
+    _copy("up", 100 * MIB, (5, 0)),
+    _copy("down", 100 * MIB, (3, 0)),
+    _copy("up", 4 * MIB, (15, 5), "-4M"),
+    _copy("down", 4 * MIB, (9, 3), "-4M"),
     Measure("kubectl-exec", "kubectl exec of true", "whole", "exec", size=1, rounds=(31, 7), actors=("kubectl",)),
 )
+
+
+def stage(folder: Path) -> "Stage":
+    """The stage on which these measures are taken."""
+    return Stage(folder)
 
 
 class Stage:

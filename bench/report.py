@@ -12,11 +12,12 @@ from typing import Any
 
 import pyperf  # type: ignore[import-untyped,unused-ignore]
 
-from .chart import PEERS as README_PEERS
 from .measures import unit
 from .results import Results, ResultsError, Spread, spread
 from .targets import TARGETS
 
+FORWARDERS = ("splice", "copy", "threads", "pipeline")  # in the README
+COMMANDS_THERE = ("exec-static", "exec", "raw", "openssh-shared", "dropbear")
 BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
 
 
@@ -107,7 +108,7 @@ def page(results: Results, chart: str | None = None) -> str:
     parts = [
         "# Benchmark results",
         "Written by `python -m bench report`, not by hand.",
-        f"![CPU seconds for each GiB, by forwarder]({chart})" if chart else "",
+        f"![Seconds that a user of kubectl waits, by way into the guest]({chart})" if chart else "",
         _summary(results, "Forwarders", MAIN),
         _summary(results, "Proxies", PROXIES),
         _summary(results, "Commands in the guest", COMMANDS),
@@ -123,15 +124,15 @@ def page(results: Results, chart: str | None = None) -> str:
 
 
 def short_table(results: Results) -> str:
-    """The README's table: our engines and what users have had so far, with the machine in one line."""
+    """The README's tables: forwarders, then commands in the guest, beside what users have had, and the machine."""
     about = results.about
-    rounds = max((len(results.values("up", peer, "time")) for peer in README_PEERS), default=0)
-    text = table_of(results, MAIN, README_PEERS)
+    tables = table_of(results, MAIN, FORWARDERS), table_of(results, COMMANDS[:4], COMMANDS_THERE)
     kernel = str(about.get("kernel", "?")).partition("-")[0]
-    return (
-        f"{text}\n\nMedians of {rounds} interleaved rounds on {about.get('cpu_usable', '?')} CPUs "
-        f"({about.get('cpu_model_name', '?')}), Linux {kernel}. Throughput is noisy, CPU time is steady."
+    machine = (
+        f"Medians of interleaved rounds on {about.get('cpu_usable', '?')} CPUs ({about.get('cpu_model_name', '?')}), "
+        f"Linux {kernel}. Throughput is noisy, CPU time is steady."
     )
+    return "\n\n".join(part for part in (*tables, machine) if part)
 
 
 def replace_table(readme: str, results: Results) -> str:

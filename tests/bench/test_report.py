@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -12,18 +13,20 @@ from support import HANG
 
 pytest.importorskip("pyperf")
 
+from bench.chart import PEERS as WAYS
 from bench.chart import draw
 from bench.report import BEGIN, END, figure, page, replace_table, short_table
 from bench.results import Results, ResultsError, Spread
+from bench.targets import TARGETS
 
 BENCH = Path(__file__).parents[2] / "bench"
-RECORDED = BENCH / "RESULTS.json.gz"
+RECORDED = [str(BENCH / "results" / f"{name}.json.gz") for name in ("forwarders", "exec", "cp", "kubectl")]
 
 
 def report(*arguments: object) -> subprocess.CompletedProcess[str]:
     """Run `python -m bench report` on the recorded results."""
     return subprocess.run(
-        [sys.executable, "-m", "bench", "report", str(RECORDED), *map(str, arguments)],
+        [sys.executable, "-m", "bench", "report", *RECORDED, *map(str, arguments)],
         cwd=BENCH.parent,
         capture_output=True,
         text=True,
@@ -35,7 +38,7 @@ def report(*arguments: object) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="module")
 def recorded() -> Results:
     """The results of which the published page was made."""
-    return Results.load(str(RECORDED))
+    return Results.load(*RECORDED)
 
 
 def test_the_published_page_and_chart_are_what_the_recorded_results_give(tmp_path: Path) -> None:
@@ -79,15 +82,16 @@ def test_the_page_names_machine_load_versions_and_command(recorded: Results) -> 
     assert len(re.findall(r"^Rounds: \d+\. Load average", text, re.M)) == len(recorded.measures)
 
 
-def test_the_chart_has_our_engines_above_what_users_have_had(recorded: Results) -> None:
-    """Four names from top to bottom, and a bar each way for each of them."""
+def test_the_chart_has_our_way_above_what_users_have_had(recorded: Results) -> None:
+    """A name for each way from top to bottom, and three bars for each: exec, and a copy each way."""
     root = ElementTree.fromstring(draw(recorded))
     texts = [element for element in root if element.tag.endswith("text")]
     names = [element.text for element in texts if element.get("text-anchor") == "end"]
-    assert names == [recorded.title(peer) for peer in ("splice", "copy", "threads", "pipeline")]
+    assert names == [recorded.title(peer) for peer in WAYS if peer in recorded.peers("kubectl-exec")]
+    assert names[-1] == recorded.title("floor")
     heights = [int(str(element.get("y"))) for element in texts if element.get("text-anchor") == "end"]
     assert heights == sorted(heights)
-    assert len([element for element in root if element.tag.endswith("rect")]) == 1 + 2 * len(names)
+    assert len([element for element in root if element.tag.endswith("rect")]) == 1 + 3 * len(names)
 
 
 def test_the_readmes_table_is_put_between_its_markers_and_nothing_else_changes(
@@ -100,8 +104,57 @@ def test_the_readmes_table_is_put_between_its_markers_and_nothing_else_changes(
         done = report("--readme", path)
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
         assert path.read_text() == f"# Title\n\n{BEGIN}\n{short_table(recorded)}\n{END}\n\nMore.\n"
-    assert "**fastvsock, splice**" in short_table(recorded)
+    for title in ("**fastvsock, splice**", "**fastvsock exec, static**", "dbclient and dropbear"):
+        assert title in short_table(recorded)
     assert "C, splice" not in short_table(recorded)
+
+
+def suite(seconds: dict[str, list[float]], command: str = "made up") -> Any:
+    """Results of `start` as pyperf has them, one round for each value."""
+    import pyperf
+
+    about = {"measure": "start", "measure_title": "start", "measure_kind": "start", "bytes": 1, "load_avg_1min": 0.0}
+    benchmarks = []
+    for peer, values in seconds.items():
+        common = about | {"name": f"start/{peer}/time", "peer": peer, "peer_title": peer, "bench_command": command}
+        runs = [
+            pyperf.Run([value], metadata=common | {"round": number}, collect_metadata=False)
+            for number, value in enumerate(values)
+        ]
+        benchmarks.append(pyperf.Benchmark(runs))
+    return pyperf.BenchmarkSuite(benchmarks)
+
+
+@pytest.mark.parametrize(
+    ("static", "verdict"),
+    [([0.1, 10.0], "| 0.10 (0.10 to 0.10) | yes |"), ([0.2, 20.0], "| 0.20 (0.20 to 0.20) | **no**")],
+)
+def test_a_target_stands_beside_the_ratio_within_rounds(static: list[float], verdict: str) -> None:
+    """One eighth of the installation's start, in a machine that becomes a hundred times slower."""
+    (row,) = [
+        line
+        for line in page(Results(suite({"static": static, "splice": [1.0, 100.0]}))).splitlines()
+        if "at most 1/8" in line
+    ]
+    assert verdict in row
+
+
+def test_a_target_whose_peers_were_not_measured_is_not_on_the_page() -> None:
+    assert "## Targets" not in page(Results(suite({"splice": [1.0]})))
+
+
+def test_every_target_that_is_missed_has_a_reason(recorded: Results) -> None:
+    missed = [target for target in TARGETS if (found := target.measured(recorded)) and not target.reached(found)]
+    assert not [target.text for target in missed if not target.reason]
+
+
+def test_every_target_was_measured(recorded: Results) -> None:
+    assert not [target.text for target in TARGETS if not target.measured(recorded)]
+
+
+def test_files_with_different_facts_show_all_of_them() -> None:
+    one, two = suite({"splice": [1.0]}, "first"), suite({"copy": [1.0]}, "second")
+    assert "| command | `first`; `second` |" in page(Results(one, two))
 
 
 @pytest.mark.parametrize("text", ["", BEGIN, END, f"{END} {BEGIN}"])
