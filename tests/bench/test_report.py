@@ -111,7 +111,7 @@ def test_the_readmes_table_is_put_between_its_markers_and_nothing_else_changes(
 
 def suite(seconds: dict[str, list[float]], command: str = "made up") -> Any:
     """Results of `start` as pyperf has them, one round for each value."""
-    import pyperf
+    import pyperf  # type: ignore[import-untyped,unused-ignore]
 
     about = {"measure": "start", "measure_title": "start", "measure_kind": "start", "bytes": 1, "load_avg_1min": 0.0}
     benchmarks = []
