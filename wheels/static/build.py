@@ -61,7 +61,10 @@ CALLS = {
 CYTHON = ["-Wno-everything"]
 # musl takes the stack of each thread from this: its own default, 128 KiB, is little for the interpreter.
 STACK = 1 << 20  # bytes
-LINK = ["-s", "-no-pie", "-Wl,--gc-sections", "-Wl,-z,norelro", "-Wl,--wrap=strerror", f"-Wl,-z,stack-size={STACK}"]
+LINK = [
+    *("-s", "-no-pie", "-Wl,--gc-sections", "-Wl,-z,norelro", "-Wl,--wrap=strerror", f"-Wl,-z,stack-size={STACK}"),
+    *("-Wl,--no-eh-frame-hdr", "-Wl,-T,unwind.ld"),
+]
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,7 @@ def link(machine: str, folder: Path, *, kind: str = SHIPPED, start: Path = HERE 
     source, made = folder / "source" / "src", folder / "made"
     made.mkdir()  # fails where something was built before
     facts = json.loads(library(NATIVE).run(HERE / "freeze.py", source, MODULES, start, made))
-    for path in (*HERE.glob("*.c"), *HERE.glob("*.h")):
+    for path in (*HERE.glob("*.c"), *HERE.glob("*.h"), *HERE.glob("*.ld")):
         shutil.copy(path, made)
     flags = [*FLAGS, f"-I{python.headers}", f"-I{python.headers / 'internal'}"]
     own = [*flags, *INTERNAL, f'-DVERSION="{version()}"', *(["-DIMAGE"] if kind == "image" else [])]
