@@ -10,11 +10,11 @@ import pytest
 from support import HANG, binaries
 from wheels.static import build, cpython
 
-# Behind the binary's own start, these take the place of its functions, and run the code in the first argument.
+# Behind the binary's own start, these take the place of its functions, and run the code in the last argument.
 PROBE = """
 
 def main() -> None:
-    exec(sys.argv[1], {})
+    exec(sys.argv[-1], {})
     sys.stdout.flush()
 
 
@@ -65,7 +65,7 @@ def connect(fastvsock: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def probe(machine: str, kind: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A program of the same parts as the binary, which runs the Python code in its first argument."""
+    """A program of the same parts as the binary, which runs the Python code in its last argument."""
     start = tmp_path_factory.mktemp("start") / "start.py"
     start.write_text((cpython.HERE / "start.py").read_text() + PROBE)
     path = tmp_path_factory.mktemp("probe") / "runcvm-vsock-connect"

@@ -1,6 +1,5 @@
 """The start from an image: nothing of the process that made it is left in it, and each new process has its own."""
 
-import ctypes
 import json
 import os
 import random
@@ -29,7 +28,7 @@ errno fcntl gc genericpath io marshal os os.path posix posixpath select stat sys
 STATE = """
 import json, os, sys, signal, time, _thread
 print(json.dumps({
-    "argv": sys.argv[2:],
+    "argv": sys.argv[:-1],
     "environment": {name: value for name, value in os.environ.items()},
     "ident": _thread.get_ident() == __import__("threading").main_thread().ident,
     "native": _thread.get_native_id(),
@@ -114,6 +113,33 @@ def test_any_other_command_has_a_secret_seed_and_streams(probe: Path, tmp_path: 
     assert told[0].endswith(b" <stdin> <stderr>\n")
 
 
+@pytest.mark.parametrize(
+    ("words", "image"),
+    [
+        (["runcvm-vsock-connect"], True),
+        (["./runcvm-vsock-connect", "--version"], True),
+        (["fastvsock", "connect"], True),
+        (["fastvsock", "exec"], True),
+        (["any-name", "exec"], True),
+        (["fastvsock", "exec-"], False),
+        (["fastvsock", "cp"], False),
+        (["fastvsock", "agent"], False),
+        (["fastvsock", "--", "exec"], False),
+        (["runcvm-vsock-connect-2"], False),
+    ],
+    ids=lambda words: " ".join(words) if isinstance(words, list) else "",
+)
+def test_what_starts_at_every_exec_starts_from_the_image(probe: Path, words: list[str], image: bool) -> None:
+    code = "import sys; print(sys.stdin is None, sys.argv[:-1])"
+    done = subprocess.run([*words, code], executable=probe, capture_output=True, text=True, timeout=HANG, check=True)
+    assert done.stdout == f"{image} {words}\n"
+
+
+def test_a_child_that_is_forked_goes_on(inside: Inside) -> None:
+    code = "import os; pid = os.fork(); pid or os._exit(len([0] * 9) - 2); print(os.waitpid(pid, 0)[1] >> 8)"
+    assert inside(code) == "7\n"
+
+
 def test_debugging_starts_the_ordinary_way(inside: Inside) -> None:
     assert inside("import sys; print(sys.stdin.name)", FASTVSOCK_DEBUG="1") == "<stdin>\n"
     assert inside("import sys; print(sys.stdin)") == "None\n"
@@ -151,48 +177,6 @@ def test_an_environment_that_is_not_text_is_kept(probe: Path) -> None:
     code = "import os; print(os.environb[b'NAME'], ascii(os.environ['NAME']))"
     done = subprocess.run([probe, code], env=env, capture_output=True, timeout=HANG, check=True)
     assert done.stdout == b"b'\\xff' '\\udcff'\n"
-
-
-def test_it_starts_where_a_container_forbids_calls(connect: Path) -> None:
-    """A seccomp filter, as container engines have one, that refuses what no program should need for its start."""
-    refused = ("personality", "ptrace", "mount", "bpf", "userfaultfd", "perf_event_open", "keyctl", "unshare")
-    filtered = seccomp(refused)
-    done = subprocess.run(
-        [connect, "/nowhere/v.sock", "7"], capture_output=True, preexec_fn=filtered, timeout=HANG, check=False
-    )
-    assert (done.returncode, done.stderr.startswith(b"fastvsock: /nowhere/v.sock: no such socket")) == (1, True)
-
-
-def seccomp(refused: tuple[str, ...]) -> Callable[[], None]:
-    """What forbids system calls to a child: seccomp(2), with EPERM."""
-    numbers = {
-        "x86_64": {
-            "ptrace": 101, "personality": 135, "mount": 165, "keyctl": 250, "unshare": 272, "perf_event_open": 298,
-            "bpf": 321, "userfaultfd": 323,
-        }
-    }.get(os.uname().machine)  # fmt: skip
-    if numbers is None:
-        pytest.skip("by design: the numbers of the system calls are those of x86_64")
-    rows = [(0x20, 0, 0, 0)]  # load the number
-    for name in refused:
-        rows += [(0x15, 0, 1, numbers[name]), (0x06, 0, 0, 0x00050001)]  # that one: SECCOMP_RET_ERRNO, EPERM
-    rows.append((0x06, 0, 0, 0x7FFF0000))  # SECCOMP_RET_ALLOW
-
-    class Row(ctypes.Structure):
-        _fields_ = (("code", ctypes.c_ushort), ("yes", ctypes.c_ubyte), ("no", ctypes.c_ubyte), ("k", ctypes.c_uint))
-
-    class Program(ctypes.Structure):
-        _fields_ = (("length", ctypes.c_ushort), ("rows", ctypes.POINTER(Row)))
-
-    program = Program(len(rows), (Row * len(rows))(*(Row(*row) for row in rows)))
-    libc = ctypes.CDLL(None, use_errno=True)
-
-    def apply() -> None:
-        libc.prctl(38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS
-        if libc.prctl(22, 2, ctypes.byref(program), 0, 0):  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
-            raise OSError(ctypes.get_errno(), "seccomp")
-
-    return apply
 
 
 def test_a_thousand_starts_are_alike(connect: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from support import HANG, read_exactly, write_all
-from support.channels import LIBC_SIGNALS, Guest, exec_in, executing
+from support.channels import LIBC_SIGNALS, Guest, exec_in, executing, umbrella
 
 COUNT = "import sys; print(len(sys.stdin.buffer.read()))"
 ARGUMENTS = "import os, sys; sys.stdout.buffer.write(b'\\0'.join(map(os.fsencode, sys.argv[1:])))"
@@ -250,8 +250,6 @@ def test_stats_is_one_line(guest: Guest, engine: str) -> None:
     ],
 )
 def test_wrong_usage_and_a_missing_socket_are_125(arguments: list[str], sentence: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "fastvsock", "exec", *arguments], capture_output=True, timeout=HANG, check=False
-    )
+    done = subprocess.run(umbrella("exec", *arguments), capture_output=True, timeout=HANG, check=False)
     assert done.returncode == 125
     assert sentence in done.stderr.decode()

@@ -133,3 +133,10 @@ class Channel(RuleBasedStateMachine):
 
 Channel.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 TestChannel = Channel.TestCase
+
+
+def test_what_an_agent_says_becomes_a_dictionary_only_where_it_is_asked_for() -> None:
+    client = protocol.Client()
+    client.receive(protocol.STARTED, protocol.started([b"name=value", b"other=1=2"])[frames.HEADER :])
+    assert not [value for value in vars(client).values() if isinstance(value, dict)]
+    assert client.properties == {"name": "value", "other": "1=2"}

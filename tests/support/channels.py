@@ -4,7 +4,6 @@ import os
 import select
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from typing import Any
 
 from fastvsock.channels import protocol
 from fastvsock.engines import frames
-from support import HANG, Child, started
+from support import HANG, Child, called, started
 
 # 32 and 33, which the C library keeps to itself; make starts its commands with them ignored.
 LIBC_SIGNALS = 3 << 31
@@ -22,7 +21,7 @@ LIBC_SIGNALS = 3 << 31
 
 def umbrella(*arguments: str) -> list[str]:
     """The command line of a subcommand."""
-    return [sys.executable, "-m", "fastvsock", *arguments]
+    return [*called("fastvsock"), *arguments]
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
-/* What the kernel starts, ahead of libc. A program that is not `runcvm-vsock-connect` does not want the image: its
-   writable memory becomes what the linker had made it, and from there on this is an ordinary start. So is one for
-   debugging (FASTVSOCK_DEBUG), since the image has no stream for a traceback.
+/* What the kernel starts, ahead of libc. The image is for what starts at every `kubectl exec`: `runcvm-vsock-connect`,
+   `fastvsock connect` and `fastvsock exec`. For any other command the writable memory becomes what the linker had made
+   it, and from there on this is an ordinary start. So is one for debugging (FASTVSOCK_DEBUG), since the image has no
+   stream for a traceback.
 
    Nothing here may use libc, which has not started: system calls are made directly. */
 #include <elf.h>
@@ -12,7 +13,7 @@
 #include "start.h"
 
 #define MARK "fastvsock: here will be its memory"
-#define IMAGE_NAME "runcvm-vsock-connect"
+#define NAME "runcvm-vsock-connect"
 #define DEBUG "FASTVSOCK_DEBUG="
 
 /* The first bytes of the writable segment, as linked; elf.py puts them here when it puts the image there. */
@@ -79,10 +80,10 @@ static long map_anew(uintptr_t address, size_t size)
 }
 #endif
 
-static int equal(const char *one, const char *other, size_t count)
+static int begins(const char *text, const char *with, size_t count)
 {
     for (size_t i = 0; i < count; i++) {
-        if (one[i] != other[i]) {
+        if (text[i] != with[i]) {
             return 0;
         }
     }
@@ -92,7 +93,7 @@ static int equal(const char *one, const char *other, size_t count)
 static int image_is_wanted(int argc, char **argv, char **environment)
 {
     for (; *environment; environment++) {
-        if (equal(*environment, DEBUG, sizeof DEBUG - 1)) {
+        if (begins(*environment, DEBUG, sizeof DEBUG - 1)) {
             return 0;
         }
     }
@@ -102,7 +103,9 @@ static int image_is_wanted(int argc, char **argv, char **environment)
             name = at + 1;
         }
     }
-    return equal(name, IMAGE_NAME, sizeof IMAGE_NAME);
+    const char *command = argc > 1 ? argv[1] : "";
+    return begins(name, NAME, sizeof NAME) || begins(command, "exec", sizeof "exec") ||
+           begins(command, "connect", sizeof "connect");
 }
 
 static void restore(const Elf64_Phdr *segment)

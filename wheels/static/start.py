@@ -11,8 +11,17 @@ else:
     from _frozen_importlib import BuiltinImporter
 
 CONNECT = "runcvm-vsock-connect"
-# What is in an image, with all that these import.
-IMAGE = ("fastvsock.runcvm_vsock_connect", "fastvsock.engines._copy", "fastvsock.engines._splice")
+# What is in an image, with all that these import: the commands of entry.c, with both engines and for a terminal.
+IMAGE = (
+    "fastvsock.runcvm_vsock_connect",
+    "fastvsock.cli.connect",
+    "fastvsock.cli.exec",
+    "fastvsock.channels.terminal",
+    "fastvsock.engines._copy",
+    "fastvsock.engines._frames",
+    "fastvsock.engines._framescopy",
+    "fastvsock.engines._splice",
+)
 
 
 class ExtensionFinder:
@@ -28,7 +37,7 @@ sys.meta_path.append(ExtensionFinder)
 
 
 def prepare() -> None:
-    """Import, while the image is made, what `runcvm-vsock-connect` needs. Nothing here may look at its process."""
+    """Import, while the image is made, what its commands need. Nothing here may look at its process."""
     import gc
     import os
 
@@ -41,10 +50,8 @@ def prepare() -> None:
 
 
 def resume(arguments: list[str], environment: dict[bytes, bytes]) -> None:
-    """Go on from the image as `runcvm-vsock-connect`. Does not return."""
+    """Go on from the image. Does not return."""
     import os
-
-    from fastvsock.runcvm_vsock_connect import main
 
     sys.argv[:] = arguments
     os.environ._data.update(environment)  # type: ignore[attr-defined]

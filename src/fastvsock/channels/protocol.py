@@ -212,7 +212,12 @@ class Client:
     def __init__(self) -> None:
         self.has_started = False
         self.status: int | None = None
-        self.properties: dict[str, str] = {}
+        self._told: list[str] = []  # no dictionary: in the static binary's exec the other end could make one slow
+
+    @property
+    def properties(self) -> dict[str, str]:
+        """What the agent says of itself and of the guest, where that was asked for."""
+        return {name: text for name, _, text in (line.partition("=") for line in self._told)}
 
     def receive(self, kind: int, payload: bytes) -> None:
         """Account for a message of the agent's. Raises `StartError` for FAILED, and `ProtocolError`."""
@@ -229,10 +234,7 @@ class Client:
             raise errors.ProtocolError(str(error)) from None
 
     def _start(self, payload: bytes) -> None:
-        for name, value in fields(payload):
-            if name == PROPERTY:
-                key, _, text = value.decode(errors="replace").partition("=")
-                self.properties[key] = text
+        self._told += [value.decode(errors="replace") for name, value in fields(payload) if name == PROPERTY]
         self.has_started = True
 
 
