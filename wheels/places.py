@@ -134,12 +134,13 @@ def _unpacked_qemu(machine: str) -> Path:
 
 
 class Apt:
-    """apt with the machine's mirrors and keys, and a state of its own."""
+    """apt with the machine's mirrors and keys, and a state of its own; `release` is another one than RELEASE."""
 
-    def __init__(self, architecture: str) -> None:
+    def __init__(self, architecture: str, release: str = "") -> None:
         if not shutil.which("apt-get"):
             raise Failed("apt-get is needed to fetch a foreign CPython, and is not here")
-        self._folder = cache() / f"apt-{architecture}"
+        self._folder = cache() / "-".join(filter(None, ("apt", architecture, release)))
+        self._release = release
         for part in ("cache/archives/partial", "downloads", "sources", "state/lists/partial"):
             (self._folder / part).mkdir(parents=True, exist_ok=True)
         (self._folder / "status").touch()
@@ -194,7 +195,17 @@ class Apt:
                 text = "".join(f"{line}\n{line.replace('deb', 'deb-src', 1)}\n" for line in lines)
             else:
                 continue
+            if self._release:
+                text = _of_release(text, self._release)
             (self._folder / "sources" / path.name).write_text(text)
+
+
+def _of_release(text: str, release: str) -> str:
+    """The entries of a list of mirrors that are of RELEASE itself, as those of another release."""
+    entries = re.split(r"\n\s*\n", text) if "Suites:" in text else text.splitlines()
+    kept = [entry for entry in entries if re.search(rf"\s{RELEASE}\s", entry)]
+    others = rf"[ \t]{RELEASE}-\S+"  # its updates
+    return "".join(re.sub(others, "", entry).replace(RELEASE, release) + "\n\n" for entry in kept)
 
 
 def _build_musl(machine: str, folder: Path) -> None:
