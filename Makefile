@@ -7,7 +7,7 @@ LINTERS := .github/lint.txt
 SOURCES := $(wildcard setup.py pyproject.toml src/fastvsock/engines/*.pyx $(LINTERS))
 
 .PHONY: help build demo test lint check format test-binary test-vm bench mutants clean \
-	alpine binaries check-wheels dist sdist validate-wheels wheels wheels-lock
+	alpine binaries check-wheels dist github-release sdist validate-wheels wheels wheels-lock
 
 help:
 	@echo "make build    create the environment in $(VENV) and install the package and its tools there"
@@ -28,6 +28,7 @@ help:
 	@echo "make binaries         build the program as one static file for each machine, into dist/ (the first time, 5 minutes)"
 	@echo "make sdist            build the source distribution into dist/"
 	@echo "make dist             collect in dist/ what a release publishes"
+	@echo "make github-release   publish the binaries in dist/ as the GitHub release TAG"
 	@echo "make wheels-lock      pin the tools again, after a change to an .in file"
 	@echo "make alpine RUN=test  run a target in a fresh Alpine container (docker)"
 
@@ -72,13 +73,17 @@ VM_TESTS := tests/emulator/test_protocol.py tests/connect/test_behaviour.py test
 	tests/service/test_listen.py::test_a_connection_is_joined_to_a_socket_of_the_host \
 	tests/service/test_listen.py::test_a_connection_gets_a_child_of_its_own
 
+# What runs the program as processes, and of the slower folders what every connection, command and installation needs.
+BINARY_TESTS := tests/connect tests/cli tests/channels/test_exec.py tests/channels/test_endings.py \
+	tests/channels/test_terminal.py tests/runcvm/test_binary*.py
+
 # The static binary of this machine (minutes the first time, then seconds), and the tests of the program run by it.
 test-binary: build
 	$(PYTHON) -m wheels.static.build --only x86_64 --wheels build/static --output build/static
 	for name in fastvsock runcvm-vsock-connect; do \
 		ln -sf "$$(echo '$(CURDIR)'/build/static/fastvsock-*-linux-x86_64)" "build/static/$$name" || exit 1; \
 	done
-	FASTVSOCK_TEST_COMMAND='$(CURDIR)/build/static/{name}' $(BIN)/python -m pytest -q tests/connect tests/cli tests/runcvm/test_binary*.py
+	FASTVSOCK_TEST_COMMAND='$(CURDIR)/build/static/{name}' $(BIN)/python -m pytest -q $(BINARY_TESTS)
 
 test-vm: build
 	$(BIN)/python tests/vm/run.py $(VM_TESTS)
@@ -111,7 +116,14 @@ dist:
 	rm -rf dist
 	$(PYTHON) -m wheels.build --check $(if $(TAG),--tag '$(TAG)')
 	$(PYTHON) -m wheels.build --sdist --output dist
+	$(PYTHON) -m wheels.static.build --check --output dist
+	cd dist && sha256sum fastvsock-*-linux-* NOTICE >SHA256SUMS
 	cp wheels/*.whl dist
+
+# The static binaries as what a release on GitHub offers. TAG, and GH_TOKEN for the rights.
+github-release:
+	gh release create '$(TAG)' --verify-tag --title '$(TAG)' --notes 'What has changed: .github/CHANGELOG.md' \
+		dist/fastvsock-*-linux-* dist/NOTICE dist/SHA256SUMS
 
 # Needs uv and PyPI. One resolution serves every Python and every machine.
 wheels-lock:

@@ -10,6 +10,7 @@ import pytest
 from support import HANG, binaries
 from wheels.static import build, cpython
 
+SECRET = "a value of the build's environment"  # also in test_contents.py
 # Behind the binary's own start, these take the place of its functions, and run the code in the last argument.
 PROBE = """
 
@@ -43,8 +44,10 @@ def kind(request: pytest.FixtureRequest, machine: str) -> str:
 
 @pytest.fixture(scope="session")
 def program(machine: str, kind: str, tmp_path_factory: pytest.TempPathFactory) -> build.Program:
-    """The binary of this source, with the names of the modules in it."""
-    return build.link(machine, tmp_path_factory.mktemp(kind), kind=kind)
+    """The binary of this source, with the names of the modules in it, built in an environment that holds SECRET."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FASTVSOCK_SECRET", SECRET)
+        return build.link(machine, tmp_path_factory.mktemp(kind), kind=kind)
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from support import HANG
-from wheels.common import ROOT, Failed, cache, version
+from wheels.common import ROOT, Failed, cache, sha256, version
 from wheels.static import build, package, validate
 
 Change = Callable[[dict[str, bytes]], None]
@@ -99,6 +99,15 @@ def test_a_wheel_whose_commands_cannot_be_run_is_rejected(wheel: Path, machine: 
 
 def test_the_binary_moves_bytes_by_both_names_with_both_engines(fastvsock: Path, connect: Path) -> None:
     words = {"fastvsock": [str(fastvsock)], "runcvm-vsock-connect": [str(connect)]}
-    assert validate.core(words) == "7 checks"
+    assert validate.core(words) == "9 checks"
     with pytest.raises(Failed, match="says"):
         validate.core(words | {"fastvsock": [str(connect)]})
+
+
+def test_the_check_fails_unless_the_shipped_wheels_are_built_again(
+    wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "build", lambda *arguments, **kinds: [tmp_path / "fastvsock", wheel])
+    for shipped, status in (({wheel.name: sha256(wheel)}, 0), ({wheel.name: "other"}, 1), ({}, 1)):
+        monkeypatch.setattr(build, "shipped", lambda shipped=shipped: shipped)
+        assert build.main(["--check", "--output", str(tmp_path)]) == status

@@ -16,6 +16,9 @@ import pytest
 from support import HANG
 from wheels import build, common, report, validate
 from wheels.common import HERE, ROOT, Failed, sha256, version
+from wheels.static import package
+from wheels.static import validate as static_validate
+from wheels.static.build import MACHINES
 from wheels.verdict import reasons
 
 RATIOS = {way: {"ratio": 0.3, "least": 0.2, "most": 0.4, "splice": 0.1, "copy": 0.3} for way in ("up", "down")}
@@ -54,8 +57,12 @@ def test_four_wheels_of_one_version_are_shipped_as_their_sums_say() -> None:
 
 
 def test_the_wheels_of_a_release_are_of_its_source(released: dict[str, str]) -> None:
-    for name in released:
-        validate.contents(HERE / name)
+    static = {package.wheel_name(machine): machine for machine in MACHINES}
+    for name in {*released, *static}:
+        if name in static:
+            static_validate.contents(HERE / name, static[name])
+        else:
+            validate.contents(HERE / name)
     record = json.loads((HERE / "BUILD.json").read_text())
     assert record["version"] == version(), "the wheels are of another version: make wheels"
     assert record["source"] == build.digest(), "the source has changed since the wheels were built: make wheels"

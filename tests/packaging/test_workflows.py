@@ -74,10 +74,12 @@ def test_every_step_that_runs_something_runs_the_ci_or_a_make_target(workflow: s
         assert not nested or nested[1] in TARGETS, line
 
 
-def test_rights_are_given_to_jobs_alone_and_writing_to_the_publisher_alone(workflow: str) -> None:
+def test_rights_are_given_to_jobs_alone_and_writing_to_the_publishers_alone(workflow: str) -> None:
     assert re.search(r"(?m)^permissions: \{\}$", workflow)
     writing = re.findall(r"[\w-]+: write", workflow)
-    assert writing == (["id-token: write", "attestations: write"] if "pypi-publish@" in workflow else [])
+    provenance = ["id-token: write", "attestations: write"]
+    publishing = [*provenance, "contents: write", *provenance]
+    assert writing == (publishing if "pypi-publish@" in workflow else [])
 
 
 def test_a_checkout_leaves_no_credentials(workflow: str) -> None:
@@ -100,9 +102,9 @@ def test_every_supported_python_is_tested_on_both_machines_and_on_alpine() -> No
 @pytest.mark.parametrize(
     ("vm", "status", "made", "told"),
     [
-        (0, 0, "test-binary, then test, then test-vm", ""),
-        (77, 0, "test-binary, then test", "skipped: make test-vm"),
-        (70, 70, "test-binary, then test", ""),
+        (0, 0, "build, then test-binary, then test, then test-vm", ""),
+        (77, 0, "build, then test-binary, then test", "skipped: make test-vm"),
+        (70, 70, "build, then test-binary, then test", ""),
     ],
     ids=["the VM can run", "this machine cannot", "the VM is broken"],
 )

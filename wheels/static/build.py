@@ -21,7 +21,7 @@ from pathlib import Path
 from wheels import places
 from wheels.build import copy_source, digest, sources
 from wheels.common import HERE as WHEELS
-from wheels.common import ROOT, Failed, cache, run, say, sha256, version, write_sums
+from wheels.common import ROOT, Failed, cache, run, say, sha256, shipped, version, write_sums
 from wheels.static import elf
 from wheels.static.cpython import HERE, MODULES, NATIVE, Zig, library
 from wheels.static.notice import notice
@@ -82,9 +82,17 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--output", type=Path, default=ROOT / "dist", help="the folder for them (default: dist/)")
     parser.add_argument("--wheels", type=Path, default=WHEELS, help="the folder for their wheels (default: wheels/)")
     parser.add_argument("--only", action="append", choices=MACHINES, help="the machine to build for (default: all)")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help=f"build {SHIPPED} alone, and compare its wheels with the shipped SHA256SUMS",
+    )
     options = parser.parse_args(arguments)
+    machines = options.only or MACHINES
     try:
-        for path in build(options.only or MACHINES, options.output, options.wheels):
+        if options.check:
+            return check(machines, options.output)
+        for path in build(machines, options.output, options.wheels):
             print(f"{sha256(path)}  {path.name}  {path.stat().st_size} bytes")
     except Failed as error:
         say(f"binaries: {error}")
@@ -92,8 +100,19 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def build(machines: Sequence[str], output: Path, wheels: Path) -> list[Path]:
-    """Build each kind of binary for `machines`, with NOTICE, into `output`, and the wheels of `SHIPPED` into `wheels`.
+def check(machines: Sequence[str], output: Path) -> int:
+    """Build what is shipped, with NOTICE, into `output`; whether its wheels are the shipped ones: 0 or 1."""
+    known = shipped()
+    with tempfile.TemporaryDirectory(prefix="check-", dir=cache()) as folder:
+        built = build(machines, output, Path(folder), kinds=(SHIPPED,))
+        wheels = {path.name: sha256(path) for path in built if path.suffix == ".whl"}
+    for name, built_digest in wheels.items():
+        print(f"{name}: {'the same as shipped' if known.get(name) == built_digest else 'NOT what is shipped'}")
+    return 0 if wheels.items() <= known.items() else 1
+
+
+def build(machines: Sequence[str], output: Path, wheels: Path, kinds: Sequence[str] = KINDS) -> list[Path]:
+    """Build `kinds` of the binary for `machines`, with NOTICE, into `output`, and the wheels of SHIPPED into `wheels`.
 
     Returns the paths of all but NOTICE. Raises `Failed`.
     """
@@ -104,7 +123,7 @@ def build(machines: Sequence[str], output: Path, wheels: Path) -> list[Path]:
     (output / "NOTICE").write_text(text)
     built = []
     for machine in machines:
-        for kind in KINDS:
+        for kind in kinds:
             say(f"building the binary for {machine}, {kind}")
             with tempfile.TemporaryDirectory(prefix=f"static-{machine}-", dir=cache()) as folder:
                 program = link(machine, Path(folder), kind=kind)

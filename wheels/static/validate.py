@@ -155,6 +155,7 @@ def core(words: dict[str, list[str]]) -> str:
     checks += [partial(_refuses, words["runcvm-vsock-connect"])]
     checks += [partial(_moves, words["runcvm-vsock-connect"], engine) for engine in ENGINES]
     checks += [partial(_moves, [*words["fastvsock"], "connect"], engine) for engine in ENGINES]
+    checks += [partial(_executes, words["fastvsock"], engine) for engine in ENGINES]
     for check in checks:
         check()
     return f"{len(checks)} checks"
@@ -183,6 +184,25 @@ def _moves(words: list[str], engine: str) -> None:
         command = [*words, "--engine", engine, "--stats", f"{folder}/v.sock", "7"]
         done = subprocess.run(command, input=payload, capture_output=True, timeout=HANG, check=False)
         guest.join(HANG)
+    _hold_echo(done, payload, engine)
+
+
+def _executes(words: list[str], engine: str) -> None:
+    payload = os.urandom(PAYLOAD)
+    with tempfile.TemporaryDirectory() as folder:
+        uds = f"{folder}/agent.sock"
+        with subprocess.Popen([*words, "agent", "--listen", f"unix:{uds}"], stdout=subprocess.PIPE) as agent:
+            assert agent.stdout
+            agent.stdout.readline()  # it listens
+            command = [*words, "exec", "-i", "--engine", engine, "--stats", uds, "cat"]
+            try:
+                done = subprocess.run(command, input=payload, capture_output=True, timeout=HANG, check=False)
+            finally:
+                agent.terminate()
+    _hold_echo(done, payload, engine)
+
+
+def _hold_echo(done: subprocess.CompletedProcess[bytes], payload: bytes, engine: str) -> None:
     digests = [hashlib.sha256(data).hexdigest() for data in (payload, done.stdout)]
     if done.returncode or digests[0] != digests[1] or done.stderr.decode().count(f", {engine};") != 2:
         raise Failed(f"an echo with {engine} ended with status {done.returncode} and {done.stderr.decode()!r}")
