@@ -213,7 +213,8 @@ def _connect(options: Options) -> int:
     if options.fdpass:
         return _hand_over(sock)
     if options.command:
-        _become(options.command, sock)
+        _give(sock)
+        become(options.command)
     relay = Relay(
         sock,
         0,
@@ -261,12 +262,16 @@ def _hand_over(sock: _socket.socket) -> int:
     return 0
 
 
-def _become(command: "list[str]", sock: _socket.socket) -> "NoReturn":
-    """Become `command`, which inherits `sock`. exec(3) itself takes back the signal handlers. Raises `CommandError`."""
+def _give(sock: _socket.socket) -> None:
+    """Have the program that this one becomes inherit `sock`."""
     if sock.fileno() == COMMANDS_FD:
         os.set_inheritable(COMMANDS_FD, True)
     else:
         os.dup2(sock.fileno(), COMMANDS_FD)
+
+
+def become(command: "list[str]") -> "NoReturn":
+    """Become `command`. exec(3) itself takes back the signal handlers. Raises `CommandError`."""
     for number in (_signal.SIGPIPE, _signal.SIGXFSZ):  # Python ignores these
         _signal.signal(number, _signal.SIG_DFL)
     try:

@@ -18,7 +18,7 @@ from . import lean
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import signal as _signal
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from ..channels.terminal import RawMode
 else:
@@ -41,9 +41,14 @@ options:
   -e, --env NAME=VALUE   a variable for the command; NAME alone: as it is here
   --env-file FILE        such variables, one a line; # begins a comment
   --clear-env            nothing of the agent's own environment
+  --preserve-env         all variables of this process, but for _, PWD, OLDPWD and
+                         SHLVL, which are its shell's
   --port PORT            the agent's AF_VSOCK port (default 721)
   --timeout SECONDS      time for connecting and the first answer (default 10)
   --wait SECONDS         retry for so long while the guest is booting (default 0)
+  --or-else PROGRAM [ARG ...] ;
+                         become that program, on this machine, where connecting
+                         fails: then nothing has been asked of an agent
   --engine ENGINE        auto, splice or copy (default: FASTVSOCK_ENGINE, or auto)
   --stats                one line on stderr at the end: bytes each way, time
   --version              print the version
@@ -55,9 +60,10 @@ fastvsock itself failed, wrong usage included, told on stderr in one line.
 """
 
 FLAGS = {"-i": "stdin", "--interactive": "stdin", "-t": "tty", "--tty": "tty"}
-FLAGS |= {"--clear-env": "clear_env", "--stats": "stats"}
+FLAGS |= {"--clear-env": "clear_env", "--preserve-env": "preserve_env", "--stats": "stats"}
 VALUES = {"-u": "user", "--user": "user", "-w": "workdir", "--workdir": "workdir", "-e": "env", "--env": "env"}
 VALUES |= {f"--{name}": name.replace("-", "_") for name in ("groups", "env-file", "port", "timeout", "wait", "engine")}
+SHELLS_OWN = (b"_", b"PWD", b"OLDPWD", b"SHLVL")
 PASSED_ON = (_signal.SIGINT, _signal.SIGTERM, _signal.SIGHUP, _signal.SIGQUIT, _signal.SIGUSR1, _signal.SIGUSR2)
 
 
@@ -72,10 +78,13 @@ class Options:
         self.port, self.timeout, self.wait = protocol.PORT, 10.0, 0.0
         self.engine: str | None = None
         self.command: list[str] = []
+        self.or_else: list[str] = []
 
     def take(self, name: str, value: str | None) -> None:
         """Set the option `name`. Raises `UsageError` and `PortError`."""
-        if value is None:
+        if name == "preserve_env":
+            self.environment += [b"=".join(item) for item in os.environb.items() if item[0] not in SHELLS_OWN]
+        elif value is None:
             setattr(self, name, True)
         elif name == "env":
             self.environment += _variable(os.fsencode(value))
@@ -149,7 +158,7 @@ def main(arguments: "Sequence[str]") -> int:
         if isinstance(error, errors.UsageError):
             sentence += f"\n{HELP.partition(chr(10))[0]} (fastvsock exec --help tells more)"
         log(sentence)
-        return status if isinstance(error, errors.StartError) else errors.NO_CHANNEL
+        return status if isinstance(error, (errors.StartError, errors.CommandError)) else errors.NO_CHANNEL
 
 
 def parse(arguments: "Sequence[str]") -> Options | None:
@@ -162,6 +171,8 @@ def parse(arguments: "Sequence[str]") -> Options | None:
             return None
         if word == "--" and options.uds:
             options.command = list(rest)
+        elif word == "--or-else":
+            options.or_else = _until_semicolon(rest)
         elif word.startswith("-") and word != "-":
             for name, value in () if word == "--" else lean.take_option(word, rest, FLAGS, VALUES):
                 options.take(name, value)
@@ -174,6 +185,16 @@ def parse(arguments: "Sequence[str]") -> Options | None:
     if not options.uds or not options.command:
         raise errors.UsageError("expected UDS and COMMAND" if not options.uds else errors.MISSING_COMMAND)
     return options
+
+
+def _until_semicolon(rest: "Iterator[str]") -> list[str]:
+    """The words before one that is a semicolon, as `find -exec` has them. Raises `UsageError`."""
+    words: list[str] = []
+    for word in rest:
+        if word == ";" and words:
+            return words
+        words.append(word)
+    raise errors.UsageError("--or-else needs a program, and a word ';' after its arguments")
 
 
 class Execution:
@@ -193,14 +214,7 @@ class Execution:
                 _signal.signal(number, self._pass_on)
         fill_closed()
         started = monotonic()
-        channel = Channel(
-            options.uds,
-            options.request,
-            port=options.port,
-            timeout=options.timeout,
-            wait=options.wait,
-            engine=options.engine,
-        )
+        channel = self._channel()
         _signal.set_wakeup_fd(channel.wakeup, warn_on_full_buffer=False)
         try:
             files = 0 if options.stdin else None, 1, None if options.tty else 2
@@ -215,6 +229,24 @@ class Execution:
                 self._raw.leave()
             if options.stats:
                 log(_stats(channel, monotonic() - started))
+
+    def _channel(self) -> Channel:
+        options = self._options
+        try:
+            return Channel(
+                options.uds,
+                options.request,
+                port=options.port,
+                timeout=options.timeout,
+                wait=options.wait,
+                engine=options.engine,
+            )
+        except errors.ConnectError:  # before the request was sent
+            if options.or_else:
+                from ..runcvm_vsock_connect import become
+
+                become(options.or_else)
+            raise
 
     def _pass_on(self, number: int, frame: object) -> None:
         if self._command:
