@@ -8,38 +8,11 @@ from pathlib import Path
 import pytest
 
 from fastvsock.runcvm import install
-from fastvsock.runcvm.binary import Binary
-from fastvsock.runcvm.changes import ChangeSet
 from fastvsock.runcvm.payload import Package
 from support.bundles import OTHER, OTHER_MACHINE, findings, make_bundle, of_another_machine, put, runcvm, snapshot
-from support.installing import JOURNALS, LAUNCHER, installed, launched
+from support.installing import JOURNALS, LAUNCHER, install_now, installed, launched, program, small
 
 PROGRAM, NAMED = "bin/fastvsock", "bin/runcvm-vsock-connect"
-HERE = {"x86_64": 62, "aarch64": 183}.get(os.uname().machine, 0)
-MARK = b"fastvsock 9.8.7, one static executable\0"
-
-
-def program(machine: int = HERE, kind: int = 2, segment: int = 1, mark: bytes = MARK) -> bytes:
-    """An ELF file with one segment, as far as anybody but the kernel looks: elf(5)."""
-    header = b"\x7fELF\x02\x01\x01".ljust(16, b"\0") + kind.to_bytes(2, "little") + machine.to_bytes(2, "little")
-    header = header.ljust(32, b"\0") + (64).to_bytes(8, "little")
-    header = header.ljust(54, b"\0") + (56).to_bytes(2, "little") + (1).to_bytes(2, "little")
-    return header.ljust(64, b"\0") + segment.to_bytes(4, "little").ljust(56, b"\0") + mark
-
-
-def small(version: str = "9.8.7") -> Binary:
-    """What stands for a binary where none is started."""
-    return Binary(program(mark=MARK.replace(b"9.8.7", version.encode())), "a test", version, os.uname().machine)
-
-
-def install_now(bundle: Path, files: Binary | Package, proxy: bool = False) -> ChangeSet:
-    """What `install` does, in this process."""
-    with install.opened(str(bundle), lock=True) as root:
-        plan = install.plan_install(root, files, proxy=proxy)
-        install.apply(root, plan)
-        return plan
-
-
 REFUSED = {
     "not a program": (b"#!/bin/sh\n", "it is not an ELF file"),
     "empty": (b"", "it is not an ELF file"),

@@ -12,7 +12,7 @@ from time import monotonic, sleep
 import pytest
 
 from support import HANG, Child, started
-from support.bundles import OLD_TRANSPORT, exec_script, make_bundle, put, runcvm, snapshot
+from support.bundles import OLD_TRANSPORT, SHELL_SCRIPTS, exec_script, make_bundle, put, runcvm, snapshot
 from support.installing import LAUNCHER
 
 EXEC = "scripts/runcvm-ctr-exec"
@@ -58,6 +58,15 @@ def test_an_upgrade_of_runcvm_is_edited_again_and_becomes_the_original(bundle: P
         assert child.wait(HANG) == 0
     assert runcvm("uninstall", bundle).returncode == 0
     assert (bundle / EXEC).read_text() == newer + "# 2\n"
+
+
+def test_a_new_script_that_starts_socat_in_the_guest_is_edited_too(bundle: Path, binary: Path, tmp_path: Path) -> None:
+    errors, init = tmp_path / "errors", bundle / "scripts/docker/init.sh"
+    init.parent.mkdir()
+    with watching(bundle, errors, "--binary", str(binary)):
+        wait_for(lambda: "nothing to do" in errors.read_text())
+        put(init, (SHELL_SCRIPTS / "init/document.sh").read_text(), 0o755)
+        wait_for(lambda: "fastvsock agent --forward" in init.read_text())
 
 
 def test_a_bundle_that_is_gone_for_a_while_is_installed_into_when_it_is_back(bundle: Path, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from support import HANG, ROOT
 SHELL_SCRIPTS = ROOT / "tests" / "runcvm"  # RunCVM's own, in the shapes that are known
 SHAPES = sorted(path.stem for path in SHELL_SCRIPTS.glob("exec/*.sh") if path.stem != "head")
 ALIASES = sorted(path.stem for path in SHELL_SCRIPTS.glob("defaults/*.sh"))
+INITS = sorted(path.stem for path in SHELL_SCRIPTS.glob("init/*.sh"))
 OLD_TRANSPORT = (
     "#!/bin/bash\n# A pipeline, as it was\n{ printf 'CONNECT %s\\n' \"$2\"; cat; } | socat UNIX-CONNECT:$1 -\n"
 )

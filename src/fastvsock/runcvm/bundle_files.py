@@ -23,6 +23,7 @@ from ..errors import BundleError, CircleError
 
 HOPS = 40  # symbolic links in the resolution of one path, as in the kernel: path_resolution(7)
 MOUNTS = ("/.runcvm/guest/", "/opt/runcvm/")  # in containers and guests, and on the node
+SPARE = ".fastvsock-new"
 FOLDER = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 MAX_FILE = 1 << 26  # bytes; far more than any file that is edited or compared
 
@@ -278,6 +279,12 @@ class Root:
         elif kind:
             yield path
 
+    def scripts(self) -> Iterator[str]:
+        """The regular files below scripts/, but for what a killed `write` may have left."""
+        for path in self.files("scripts"):
+            if self.kind(path) == "file" and not path.endswith(SPARE):
+                yield path
+
     def remove_tree(self, path: str, but: Collection[str] = ()) -> None:
         """Remove the folder `path` with its content, except for the paths in `but`; or the file or link there."""
         if path in but:
@@ -360,7 +367,7 @@ def may_own(meta: Meta) -> bool:
 
 def _spare(name: str) -> str:
     """The name under which a file is made before it is renamed. Always the same, so the next run replaces leftovers."""
-    return f".{name}.fastvsock-new"
+    return f".{name}{SPARE}"
 
 
 def _rename(folder: int, old: str, new: str) -> None:

@@ -22,10 +22,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..errors import BundleError, ChangedError
-from . import launchers, script_edits
+from . import guest_init, launchers, script_edits, shell
 from .binary import NAMED, PROGRAM, TARGET, Binary
 from .bundle import ADD_PYTHON, DEFAULTS, EXEC, Bundle, run
-from .bundle_files import File, Meta, Root, may_own
+from .bundle_files import SPARE, File, Meta, Root, may_own
 from .changes import Change, ChangeSet, text_of
 from .elf import build_of
 from .journal import BACKUP, FILES, FORMAT, LOCK, LOST, OURS, Journal, holds, sha
@@ -47,6 +47,9 @@ BY_HAND = {
         f"/.runcvm/guest/{CONNECT} UDS PORT -- dbclient -J '&3' in place of -p"
     ),
 }
+AGENT_BY_HAND = (
+    f"by hand: in place of socat start {guest_init.AGENT} --forward 22=127.0.0.1:22222, where that file can be run"
+)
 
 
 @contextmanager
@@ -118,7 +121,7 @@ def _users(root: Root, plan: ChangeSet) -> dict[str, str]:
             content = after[path] if path in after else root.read(path)
         except BundleError:  # a folder, or a link out of the bundle
             continue
-        if name.endswith(".fastvsock-new"):  # of a write that was killed
+        if name.endswith(SPARE):  # of a write that was killed
             continue
         for match in SITE.finditer(text_of(content.data)) if isinstance(content, File) else ():
             found[match.group()] = f"scripts/{name}"
@@ -172,8 +175,9 @@ def _carry_out(root: Root, plan: ChangeSet, done: set[str]) -> None:
     for change in plan.changes:
         _carry_out_one(root, change)
         done.add(change.path)
-    for path in (DEFAULTS, EXEC, CONNECT, UMBRELLA, PROGRAM, NAMED, *(f"bin/{applet}" for applet in APPLETS)):
-        root.tidy(root.place(path))
+    paths = (DEFAULTS, EXEC, CONNECT, UMBRELLA, PROGRAM, NAMED, *(f"bin/{applet}" for applet in APPLETS))
+    for path in {*map(root.place, paths), *Journal(root).entries}:
+        root.tidy(path)
     for path in plan.stale:
         root.remove_tree(path, {*plan.foreign, LOCK})
 
@@ -206,12 +210,13 @@ class _Installation:
         self.plan = ChangeSet(ran_programs=True)
         self._wanted: dict[str, File | str] = {}
         self._files = self._checked(files) if isinstance(files, Binary) else self._fitting(files)
-        self._edit(DEFAULTS, lambda text: script_edits.add_aliases(text, APPLETS))
+        self._edit(DEFAULTS, lambda text: script_edits.add_aliases(text, APPLETS), BY_HAND[DEFAULTS])
         binary = isinstance(self._files, Binary)
-        self._edit(EXEC, lambda text: script_edits.end_proxy(text, proxy, self._guest_ports(), binary))
+        self._edit(EXEC, lambda text: script_edits.end_proxy(text, proxy, self._guest_ports(), binary), BY_HAND[EXEC])
         if isinstance(self._files, Binary):
             self._wanted[root.place(PROGRAM)] = File(self._files.data, _new(root))
             self._wanted[root.place(NAMED)] = TARGET
+            self._start_agent()
         else:
             self._python()
         self._launch(CONNECT)
@@ -258,7 +263,7 @@ class _Installation:
         )
         return files.without(engine)
 
-    def _edit(self, name: str, edit: Callable[[str], str]) -> None:
+    def _edit(self, name: str, edit: Callable[[str], str], by_hand: str) -> None:
         """Plan the edit of the script `name`; or leave it as it is, possibly by an earlier install, and report that."""
         path = self.root.real(name)
         original = self.before.base(path)
@@ -268,34 +273,49 @@ class _Installation:
         data, wrong = b"", ""
         try:
             data = edit(text_of(original.data)).encode(errors="surrogateescape")
-            wrong = "" if data == original.data else self._syntax_error(data)
+            wrong = "" if data == original.data else self._syntax_error(text_of(original.data), text_of(data))
         except script_edits.Unknown as error:
             wrong = str(error)
         if not wrong:
             self._wanted[path] = File(data, original.meta)
             return
-        self.plan.undone.append(f"{name} is left alone: {wrong}; {BY_HAND[name]}")
+        self.plan.undone.append(f"{name} is left alone: {wrong}; {by_hand}")
         now = self.root.content(path)
         if now is not None and self.before.is_ours(path, now):
             self._wanted[path] = now
 
+    def _scripts(self) -> Iterator[tuple[str, str]]:
+        """Path and text of each script, as they were before the first install."""
+        for path in self.root.scripts():
+            content = self.before.base(path)
+            if isinstance(content, File):
+                yield path, text_of(content.data)
+
     def _guest_ports(self) -> set[str]:
         """Where the guest listens, by what the bundle's scripts start in it."""
-        texts = []
-        for path in self.root.files("scripts"):
-            with suppress(BundleError):  # a link out of the bundle, or not a file
-                content = self.root.read(path)
-                texts += [text_of(content.data)] if content else []
-        return script_edits.guest_ports(texts)
+        return guest_init.guest_ports(text for _, text in self._scripts())
 
-    def _syntax_error(self, data: bytes) -> str:
-        """What `bash -n` finds wrong in a script; empty if nothing."""
+    def _start_agent(self) -> None:
+        """Plan that the scripts which start socat in the guest start the agent in its place."""
+        paths = [path for path, text in self._scripts() if guest_init.starts_socat(text)]
+        for path in paths:
+            self._edit(path, guest_init.start_agent, AGENT_BY_HAND)
+        if not paths:
+            self._note(
+                "no script of the bundle starts socat on a vsock port of the guest, so none starts the agent there: "
+                f"{AGENT_BY_HAND}"
+            )
+
+    def _syntax_error(self, before: str, after: str) -> str:
+        """What `bash -n` finds wrong in an edited script or its here-documents, but not before; empty if nothing."""
         bash = self.bundle.bash
         if not bash:
             return "no bash was found, here or in the bundle, to check the edited script"
-        ran = run([*bash, "-n"], data)
-        said = "; ".join(ran.err.split("\n")).strip("; ")
-        return f"bash -n fails on the edited script ({said or ran.wrong})" if ran.wrong else ""
+        for old, new in zip([before, *shell.documents(before)], [after, *shell.documents(after)], strict=True):
+            found = "" if old == new else _complaint(bash, new)
+            if found and re.sub(r"\d+", "", found) != re.sub(r"\d+", "", _complaint(bash, old)):
+                return f"bash -n fails on the edited script ({found})"
+        return ""
 
     def _python(self) -> None:
         """Report which Python will run the launchers, if that is not a working one of the bundle."""
@@ -392,6 +412,12 @@ class _Installation:
         return complete and (
             not self.bundle.python or bool(self.bundle.foreign or root.names(f"{site}/fastvsock/__pycache__"))
         )
+
+
+def _complaint(bash: list[str], text: str) -> str:
+    """What `bash -n` says about a script; empty if nothing."""
+    ran = run([*bash, "-n"], text.encode(errors="surrogateescape"))
+    return ("; ".join(ran.err.split("\n")).strip("; ") or ran.wrong) if ran.wrong else ""
 
 
 def _put_package(root: Root, files: Package) -> None:

@@ -54,7 +54,7 @@ class Journal:
 
     def _rebuild(self) -> None:
         """Add files that are fastvsock's by their content but in no journal. RunCVM has no script `fastvsock`."""
-        for name in (CONNECT, EXEC, UMBRELLA):
+        for name in {CONNECT, EXEC, UMBRELLA, *self.root.scripts()}:
             path = self.root.real(name)
             if path in self.entries or self.root.kind(path) != "file":
                 continue

@@ -14,7 +14,7 @@ is left alone, since its purpose is unknown: `Unknown` gives the reason. Only th
 """
 
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from . import shell
@@ -34,7 +34,7 @@ CONDITION = re.compile(
     r"(?:el)?if\s+(?:!\s*)?(?:(?:command\s+-v|which|type|hash)\s+\S+(?:\s*(?:[12&]?>\s*/dev/null|2>&1))*"
     r"|\[\[?\s+(?:!\s+)?-\w\s+\S+\s+\]\]?)"
 )
-FINDING = re.compile(rf"(?:fi|{SETS}{SOCAT}={VALUE}|(?:log\w*|echo){TEXT}(?:>&2)?|exit\s+\d+|:)?")
+FINDING = re.compile(rf"(?:fi|{SETS}{SOCAT}={VALUE}|(?:log\w*|echo){TEXT}(?:>>?\s*(?:&2|/dev/console))?|exit\s+\d+|:)?")
 CLIENT = re.compile(r"[\w./${}-]*dbclient[\w}]*", re.I)
 TRANSPORT = "runcvm-vsock-connect"
 LOCAL = re.compile(r"@(?:127\.0\.0\.1|localhost)\b")
@@ -45,7 +45,6 @@ WAIT = "10"
 QUOTED_SHELL = re.compile(r"(?:\S*/)?(?:ba|a)?sh -c (['\"])(?:exec )?([^'\"]*)\1")
 UDS = "/run/firecracker.vsock"
 GUEST_PORT = "22"  # of AF_VSOCK, where RunCVM's /init listens: scripts/docker/firecracker-init.sh
-LISTENING = re.compile(r"VSOCK-LISTEN:(\d+)", re.I)
 UMBRELLA_USED = re.compile(r"/fastvsock[\"'}]*\s+proxy\s")
 
 
@@ -59,11 +58,6 @@ class SocatProxy:
 
     words: list[str]
     port: str
-
-
-def guest_ports(scripts: Iterable[str]) -> set[str]:
-    """The ports of AF_VSOCK where the guest listens, as the scripts that are run in it have them."""
-    return {match for text in scripts for match in LISTENING.findall(text)}
 
 
 def add_aliases(text: str, added: Sequence[str]) -> str:
@@ -238,7 +232,7 @@ def _of_proxy(block: list[shell.Statement], spec: SocatProxy) -> list[shell.Stat
     for item in block[:-1]:
         pieces = shell.commands(item.code)
         if depth or re.match(r"if\s.*socat", item.code, re.I):
-            odd = next((piece for piece in pieces if not _searches(piece)), None)
+            odd = next((piece for piece in pieces if not searches(piece)), None)
             if odd is not None:
                 raise Unknown(f"the search for socat has {odd!r} in it")
             depth += sum(piece.startswith("if ") for piece in pieces) - pieces.count("fi")
@@ -264,7 +258,7 @@ def _is_trap(words: list[str]) -> bool:
     return all(re.fullmatch(signals, word) for word in words[2:])
 
 
-def _searches(piece: str) -> bool:
+def searches(piece: str) -> bool:
     """Whether a command may be part of a search for socat's program."""
     command = re.sub(r"^(?:then|else)\b\s*", "", piece)
     if re.match(r"(?:el)?if\s", command):

@@ -35,6 +35,11 @@ def statements(text: str) -> list[Statement]:
     return found
 
 
+def documents(text: str) -> list[str]:
+    """The here-documents of a script: what stands in the lines between ``<< WORD`` and WORD."""
+    return [match[3] for match in re.finditer(r"<<-?[ \t]*(['\"]?)(\w+)\1[^\n]*\n(.*?)^\t*\2$", text, re.S | re.M)]
+
+
 def words_of(code: str) -> list[str]:
     """The words of a command without its quotes; none if a quote goes on in the next line."""
     try:

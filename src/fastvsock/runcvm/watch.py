@@ -15,7 +15,7 @@ from .changes import ChangeSet
 from .journal import BACKUP, OURS
 from .payload import HOME
 
-WATCHED = ("scripts", "lib", HOME, *FOLDERS, OURS, BACKUP)
+WATCHED = ("lib", HOME, *FOLDERS, OURS, BACKUP)
 ENDINGS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -49,14 +49,15 @@ def keep_installed(path: str, seconds: float, install_once: Callable[[], ChangeS
 
 def _files(path: str) -> Iterator[tuple[str, int, int]]:
     """Name, inode and time of change of each watched file, links followed: another value means another file."""
-    for folder in WATCHED:
+    scripts = (folder for folder, _, _ in os.walk(f"{path}/scripts"))
+    for folder in (*scripts, *(f"{path}/{name}" for name in WATCHED)):
         try:
-            names = sorted(os.listdir(f"{path}/{folder}"))
+            names = sorted(os.listdir(folder))
         except OSError:
             continue
         for name in names:
             try:
-                status = os.stat(f"{path}/{folder}/{name}")
+                status = os.stat(f"{folder}/{name}")
             except OSError:  # a link that leads nowhere
                 continue
             yield f"{folder}/{name}", status.st_ino, status.st_ctime_ns

@@ -1,0 +1,131 @@
+"""The edit to the scripts that RunCVM starts in the guest: known shapes are run by a shell, unknown ones stay."""
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from fastvsock.runcvm.guest_init import AGENT, start_agent
+from fastvsock.runcvm.script_edits import Unknown
+from support import HANG
+from support.bundles import INITS, SHELL_SCRIPTS
+from support.guests import until
+
+GUEST = "/.runcvm/guest"
+FORWARD = {"unquoted": "--forward 22=localhost:22222"}
+# A guest's programs: each writes down that it was called; the agent ends three times, and then stays a while.
+PROGRAM = """#!/bin/sh
+echo "${0##*/} $*" >> "$CALLS"
+"""
+AGENT_PROGRAM = """#!/bin/sh
+[ "$2" = --version ] && exit $VERSION_STATUS
+echo "${0##*/} $*" >> "$CALLS"
+[ "$(grep -c -- --forward "$CALLS")" -lt 3 ] && exit 1
+kill $PPID
+"""
+
+
+def init_script(shape: str) -> str:
+    """A script that starts socat in the guest, of that shape."""
+    return (SHELL_SCRIPTS / f"init/{shape}.sh").read_text()
+
+
+def begin(text: str) -> str:
+    """The part of a script that runs in the guest, to where socat has been started."""
+    document = re.search(r"<<-?\s*(?P<quote>'?)(?:INIT|END)\b'?\n(?P<body>.*?)^\t*(?:INIT|END)$", text, re.S | re.M)
+    body = document["body"] if document else text
+    if document and not document["quote"]:
+        body = body.replace("$TOOLS", GUEST).replace("\\$", "$")
+    return re.split(r"(?m)^(?:ip link set lo up\nINIT|/.*dropbear|exec )", body)[0]
+
+
+def run_guest(text: str, folder: Path, status: int) -> list[str]:
+    """What a guest calls that boots with a script: socat, the agent. The agent's `--version` ends with `status`."""
+    tools = folder / "guest"
+    for name in ("bin", "usr/bin"):
+        (tools / name).mkdir(parents=True)
+    for name in ("bin/fastvsock", "usr/bin/socat", "bin/hostname", "bin/mount", "bin/ip"):
+        (tools / name).write_text(AGENT_PROGRAM if "fastvsock" in name else PROGRAM)
+        (tools / name).chmod(0o755)
+    console, calls = folder / "console", folder / "calls"
+    calls.touch()
+    script = begin(text).replace(GUEST, str(tools)).replace("/dev/console", str(console))
+    shell = str(shutil.which("dash") or shutil.which("sh"))
+    environment = {
+        "PATH": f"{tools}/bin:{tools}/usr/bin:{os.environ['PATH']}",
+        "CALLS": str(calls),
+        "VERSION_STATUS": str(status),
+    }
+    command = [shell, "-c", f"sleep() {{ :; }}\n{script}\nwait"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=HANG, check=False)
+    assert "not found" not in done.stderr
+
+    def started() -> list[str]:
+        return [line for line in calls.read_text().splitlines() if re.match("socat|fastvsock", line)]
+
+    until(lambda: bool(started()))  # a socat in the background may be late
+    return started()
+
+
+@pytest.mark.parametrize("shape", INITS)
+def test_a_guest_with_the_binary_starts_the_agent_in_socats_place_and_again_when_it_ends(
+    shape: str, tmp_path: Path
+) -> None:
+    found = run_guest(start_agent(init_script(shape)), tmp_path, 0)
+    assert found == [f"fastvsock agent {FORWARD.get(shape, '--forward 22=127.0.0.1:22222')}"] * 3
+
+
+@pytest.mark.parametrize("shape", INITS)
+@pytest.mark.parametrize("status", [2, 126], ids=["one of an earlier release", "one that does not run"])
+def test_a_guest_without_one_that_works_starts_socat_as_before(shape: str, status: int, tmp_path: Path) -> None:
+    before = run_guest(init_script(shape), tmp_path / "before", status)
+    assert [line.split()[0] for line in before] == ["socat"]
+    assert run_guest(start_agent(init_script(shape)), tmp_path / "after", status) == before
+
+
+@pytest.mark.parametrize("shape", INITS)
+def test_the_edit_only_adds_lines_and_is_made_once(shape: str) -> None:
+    old = init_script(shape)
+    new = start_agent(old)
+    assert start_agent(new) == new
+    added = [line for line in new.splitlines() if line not in old.splitlines()]
+    kept = new.splitlines()
+    for line in added:
+        kept.remove(line)
+    ends = 2 if shape in ("alone", "unquoted") else 1  # of `if`, and of `else`
+    assert len(new.splitlines()) == len(old.splitlines()) + 7 + ends - 1
+    assert [line for line in kept if line.strip() not in ("fi", "else")] == [
+        line for line in old.splitlines() if line.strip() not in ("fi", "else")
+    ]
+    assert not re.search(r"[$`\\]", "\n".join(added)), "a here-document without quotes would change it"
+
+
+SOCAT = "socat VSOCK-LISTEN:22,fork TCP:127.0.0.1:22222 &\n"
+UNKNOWN = {
+    "two listeners": SOCAT + SOCAT.replace("22,", "23,"),
+    "another target": SOCAT.replace("TCP:127.0.0.1:22222", "EXEC:/bin/sh"),
+    "a list of commands": f"true && {SOCAT}",
+    "a pipeline": SOCAT.replace(" &", " | cat &"),
+    "a branch in one line": f"if [ -e /x ]\nthen {SOCAT}fi\n",
+    "a condition": f"if {SOCAT[:-2]}; then :; fi\n",
+    "a command in the words": SOCAT.replace("127.0.0.1", "$(address)"),
+    "line ends of another system": SOCAT.replace("\n", "\r\n"),
+}
+
+
+@pytest.mark.parametrize("what", UNKNOWN)
+def test_a_script_that_starts_socat_in_an_unknown_way_is_not_edited(what: str) -> None:
+    with pytest.raises(Unknown):
+        start_agent(UNKNOWN[what])
+
+
+def test_a_subshell_that_does_more_is_left_as_it_is_around_the_line_of_socat() -> None:
+    more = init_script("script").replace("\tSOCAT=", "\tmodprobe vsock\n\tSOCAT=", 1)
+    new = start_agent(more)
+    before, _, after = new.partition("\t\t# fastvsock:")
+    assert before == more[: len(before)]
+    assert before.rstrip().endswith("then")
+    assert f"{AGENT} --forward 22=127.0.0.1:22222 || :\n" in after
