@@ -128,6 +128,11 @@ def called(bundle: Path, record: Path, *arguments: str, **variables: str) -> lis
     return words.split("\0")[:-1]
 
 
+def fallback(words: list[str]) -> list[str]:
+    """What the program after --or-else is called with, where `fastvsock exec` was called with these words."""
+    return words[words.index("--or-else") + 2 : words.index(";")] if "--or-else" in words else words
+
+
 def findings(*arguments: str | Path, code: int | None = None) -> dict[str, dict[str, str]]:
     """The findings of `doctor` or, with `--root` among the arguments, `runcvm check`, by their names."""
     command = ["runcvm", "check"] if "--root" in arguments else ["doctor"]

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from fastvsock.runcvm import install
 from fastvsock.runcvm.binary import Binary
 from fastvsock.runcvm.changes import ChangeSet
 from fastvsock.runcvm.payload import Package
-from support import HANG
+from support import HANG, ROOT
 from support.bundles import runcvm
 
 LAUNCHER = "scripts/runcvm-vsock-connect"
@@ -59,6 +60,15 @@ def program(machine: int = HERE, kind: int = 2, segment: int = 1, mark: bytes = 
 def small(version: str = "9.8.7") -> Binary:
     """What stands for a binary where none is started."""
     return Binary(program(mark=MARK.replace(b"9.8.7", version.encode())), "a test", version, os.uname().machine)
+
+
+def stand_in(path: Path) -> Path:
+    """A program at `path` that `install` takes for the static binary, and that is the package of this source."""
+    names = {"VERSION": fastvsock.__version__, "PYTHON": sys.executable}
+    source = ROOT / "tests/support/stand_in.c"
+    words = ["cc", "-static", "-O1", *(f'-D{name}="{value}"' for name, value in names.items()), "-o", path, source]
+    subprocess.run(words, check=True, timeout=HANG)
+    return path
 
 
 def install_now(bundle: Path, files: Binary | Package, proxy: bool = False) -> ChangeSet:

@@ -5,13 +5,16 @@ To add a way, make a class of `Way` and give it a place in `WAYS`: the tests in 
 
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from support import HANG, started
 from support.bundles import exec_script, make_bundle, put, runcvm
+from support.installing import stand_in
 from support.ssh import Guest, find, missing_for_guest, shell_guest
 
 UDS = "/run/firecracker.vsock"
@@ -23,9 +26,9 @@ VM_EXEC = """\
 decode() { tr '\\200\\201\\202\\203\\204\\205' '\\011\\012\\040\\047\\042\\134'; }
 mapfile -t words < <(printf %s "$3" | decode)
 directory=$(printf %s "$2" | decode)
+mapfile -t env < <(printf %s "$4" | decode)
 cd "$directory" 2>/dev/null || { echo "OCI runtime exec failed: chdir to cwd (\\"$directory\\") failed"; exit 126; }
-export PATH={path}
-exec "${words[@]}"
+exec env -i "${env[@]}" PATH={path} "${words[@]}"
 """
 
 
@@ -105,8 +108,8 @@ class Dropbear(Way):
         bundle = make_bundle(folder)
         put(bundle / "scripts/runcvm-ctr-exec", exec_script("fork").replace(UDS, guest.uds), 0o755)
         put(bundle / "scripts/runcvm-vm-exec", VM_EXEC.replace("{path}", path_of(bundle)), 0o755)
-        for stand_in in ("dbclient", "socat"):
-            (bundle / "usr/bin" / stand_in).unlink()
+        for program in ("dbclient", "socat"):
+            (bundle / "usr/bin" / program).unlink()
         shutil.copy(find("dbclient") or "", bundle / "usr/bin/dbclient")
         self.prepare(bundle)
         return bundle
@@ -117,7 +120,42 @@ class Dropbear(Way):
         assert done.returncode == 0, done.stderr
 
 
-WAYS: tuple[Way, ...] = (Floor(), Dropbear())
+class Channels(Way):
+    """RunCVM's exec script as `install` from the static binary leaves it: a channel to the guest's agent.
+
+    The guest has no ssh server, so that nothing else can serve an exec.
+    """
+
+    name, title = "channels", "fastvsock exec and the guest's agent"
+
+    def missing(self) -> str:
+        """Return what this machine lacks. The user must be root, since RunCVM names the user that a command runs as."""
+        if os.geteuid() != 0:
+            return "this machine: only root can run a command as another user"
+        return "" if find("busybox") else "busybox is not installed"
+
+    def binary(self, folder: Path) -> Path:
+        """The static binary to install, or what stands for it."""
+        return stand_in(folder / "stand-in")
+
+    @contextmanager
+    def ready(self, folder: Path) -> Iterator[Exec]:
+        """A bundle, and a guest with an agent."""
+        uds, bundle = str(folder / "v.sock"), make_bundle(folder / "bundle")
+        put(bundle / "scripts/runcvm-ctr-exec", exec_script("fork").replace(UDS, uds), 0o755)
+        done = runcvm("install", bundle, "--binary", self.binary(folder))
+        assert done.returncode == 0, done.stderr
+        emulator = [str(bundle / "bin/fastvsock"), "emulate", uds, "--agent"]
+        with started(emulator, stdin=subprocess.DEVNULL, stderr=None, cwd=folder) as child:
+            assert b"listening" in child.stdout.readline()
+            script = str(bundle / "scripts/runcvm-ctr-exec")
+            environment = os.environ | {"RUNCVM_GUEST": str(bundle), "PATH": path_of(bundle)}
+            yield Exec(folder, [str(bundle / "bin/bash"), "-e", script, *RUNTIME], environment)
+            child.terminate()
+            child.wait(HANG)
+
+
+WAYS: tuple[Way, ...] = (Floor(), Dropbear(), Channels())
 
 
 def path_of(root: Path) -> str:

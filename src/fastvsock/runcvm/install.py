@@ -22,7 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..errors import BundleError, ChangedError
-from . import guest_init, launchers, script_edits, shell
+from . import channel_edit, guest_init, launchers, script_edits, shell
 from .binary import NAMED, PROGRAM, TARGET, Binary
 from .bundle import ADD_PYTHON, DEFAULTS, EXEC, Bundle, run
 from .bundle_files import SPARE, File, Meta, Root, may_own
@@ -211,8 +211,7 @@ class _Installation:
         self._wanted: dict[str, File | str] = {}
         self._files = self._checked(files) if isinstance(files, Binary) else self._fitting(files)
         self._edit(DEFAULTS, lambda text: script_edits.add_aliases(text, APPLETS), BY_HAND[DEFAULTS])
-        binary = isinstance(self._files, Binary)
-        self._edit(EXEC, lambda text: script_edits.end_proxy(text, proxy, self._guest_ports(), binary), BY_HAND[EXEC])
+        self._edit(EXEC, lambda text: self._edited_exec(text, proxy), BY_HAND[EXEC])
         if isinstance(self._files, Binary):
             self._wanted[root.place(PROGRAM)] = File(self._files.data, _new(root))
             self._wanted[root.place(NAMED)] = TARGET
@@ -283,6 +282,17 @@ class _Installation:
         now = self.root.content(path)
         if now is not None and self.before.is_ours(path, now):
             self._wanted[path] = now
+
+    def _edited_exec(self, text: str, proxy: bool) -> str:
+        """The exec script's text. Raises `Unknown`."""
+        if not isinstance(self._files, Binary):
+            return script_edits.end_proxy(text, proxy, self._guest_ports())
+        edited = script_edits.end_proxy(text, proxy, self._guest_ports(), binary=True)
+        try:
+            return channel_edit.use_channel(edited)
+        except script_edits.Unknown as error:
+            self._note(f"{EXEC} goes through dbclient only, and not through a channel to the guest's agent: {error}")
+            return edited
 
     def _scripts(self) -> Iterator[tuple[str, str]]:
         """Path and text of each script, as they were before the first install."""

@@ -128,10 +128,10 @@ def uses_umbrella(script: str) -> bool:
 
 def _is_done(statements: list[shell.Statement]) -> bool:
     """Whether dbclient is started without a port of its own choice already."""
-    return any(_has_transport(shell.words_of(item.code)) for item in statements)
+    return any(has_transport(shell.words_of(item.code)) for item in statements)
 
 
-def _has_transport(words: list[str]) -> bool:
+def has_transport(words: list[str]) -> bool:
     """Whether a command is dbclient with -J, by itself or behind a transport's ``--``, or behind the proxy's."""
     words = words[words[:1] == ["exec"] :]
     at = words.index("--") if "--" in words else -1
@@ -315,7 +315,7 @@ def _start(
         before = before[-1:] if binary else before
         command = " ".join(_quoted_again(word) for word in [*before, "--wait", WAIT, uds, port])
         words, option = [], f'-J "{command}"'
-    prefix = "".join(f"{_quoted(word)} " for word in words)
+    prefix = "".join(f"{quoted(word)} " for word in words)
     text = re.sub(_option(spec.port), lambda _: option, client.text)
     return re.sub(r"^([ \t]*(?:exec[ \t]+)?)", lambda match: match.group() + prefix, text, count=1)
 
@@ -343,7 +343,7 @@ def _quoted_again(word: str) -> str:
     return DYNAMIC.sub(lambda match: f"${{{_variable(match.group())}@Q}}", word)
 
 
-def _quoted(word: str) -> str:
+def quoted(word: str) -> str:
     return f'"{word}"' if "$" in word else word
 
 

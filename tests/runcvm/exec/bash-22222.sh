@@ -5,4 +5,4 @@ $RUNCVM_GUEST/usr/bin/socat TCP-LISTEN:$PROXY_PORT,bind=127.0.0.1,reuseaddr EXEC
 PROXY_PID=$!
 trap "kill $PROXY_PID 2>/dev/null" EXIT
 sleep 0.5
-exec "$DBCLIENT_BIN" "${opts[@]}" -p $PROXY_PORT -y -y -i $key root@127.0.0.1 "$command '$uidgid' '$(echo -n $cwd | encode)' '$args_bin'"
+exec "$DBCLIENT_BIN" "${opts[@]}" -p $PROXY_PORT -y -y -i $key root@127.0.0.1 "$command '$uidgid' '$(echo -n $cwd | encode)' '$args_bin' '$env_bin'"

@@ -15,4 +15,4 @@ exec "$DBCLIENT_BIN" \
     "$PROXY_PORT" \
     -y -y \
     -i $key root@127.0.0.1 \
-    "$command '$uidgid' '$(echo -n $cwd | encode)' '$args_bin'"
+    "$command '$uidgid' '$(echo -n $cwd | encode)' '$args_bin' '$env_bin'"

@@ -21,8 +21,8 @@ if [ -z "$TCP_ONLY" ]; then
 
    sleep 0.1
 
-   exec "$DBCLIENT_BIN" "${opts[@]}" -p $PROXY_PORT -y -y -i $key root@127.0.0.1 "$command '$uidgid' '$(echo -n $cwd | encode)' '$args_bin'"
+   exec "$DBCLIENT_BIN" "${opts[@]}" -p $PROXY_PORT -y -y -i $key root@127.0.0.1 "$command '$uidgid' '$(echo -n $cwd | encode)' '$args_bin' '$env_bin'"
 
 else
-   exec "$DBCLIENT_BIN" "${opts[@]}" -p 22222 -y -y -i $key root@10.0.0.2 "$command '$uidgid' '$(echo -n $cwd | encode)' '$args_bin'"
+   exec "$DBCLIENT_BIN" "${opts[@]}" -p 22222 -y -y -i $key root@10.0.0.2 "$command '$uidgid' '$(echo -n $cwd | encode)' '$args_bin' '$env_bin'"
 fi

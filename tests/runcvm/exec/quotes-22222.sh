@@ -8,7 +8,7 @@ if [ "$USE_VSOCK" != "0" ]; then
   trap "kill $PROXY_PID 2>/dev/null" EXIT
   sleep 0.5
 
-  exec "$DBCLIENT_BIN" "${opts[@]}" -p $PROXY_PORT -y -y -i $key root@127.0.0.1 "$command '$uidgid' '$(echo -n $cwd | encode)' '$args_bin'"
+  exec "$DBCLIENT_BIN" "${opts[@]}" -p $PROXY_PORT -y -y -i $key root@127.0.0.1 "$command '$uidgid' '$(echo -n $cwd | encode)' '$args_bin' '$env_bin'"
 else
-  exec "$DBCLIENT_BIN" "${opts[@]}" -p 22222 -y -y -i $key root@10.0.0.2 "$command '$uidgid' '$(echo -n $cwd | encode)' '$args_bin'"
+  exec "$DBCLIENT_BIN" "${opts[@]}" -p 22222 -y -y -i $key root@10.0.0.2 "$command '$uidgid' '$(echo -n $cwd | encode)' '$args_bin' '$env_bin'"
 fi
