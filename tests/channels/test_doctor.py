@@ -16,7 +16,8 @@ def test_doctor_asks_the_agent(guest: Guest, engine: str) -> None:
     found = {finding["check"]: finding for finding in json.loads(done.stdout)}
     assert found["agent"]["state"] == "ok"
     assert found["agent"]["text"].startswith(f"fastvsock agent {fastvsock.__version__} on ")
-    assert f"engine {engine}, 1 channels open" in found["agent"]["text"]
+    assert f"engine {engine}, 1 channels open, answered in " in found["agent"]["text"]
+    assert found["agent"]["text"].endswith(f" ms; this is fastvsock {fastvsock.__version__}")
 
 
 def test_doctor_finds_an_agent_that_is_none_and_one_of_another_release(listener: Listener) -> None:

@@ -43,10 +43,15 @@ def look(options: argparse.Namespace) -> "list[Finding]":
     from ..diagnostics.uds import check_uds, no_uds
 
     port = None if options.port is None else parse_port(options.port)
+    uds = socket_of(options)
+    return [*check_here(), *(check_uds(uds, port) if uds else [no_uds(UDS)])]
+
+
+def socket_of(options: argparse.Namespace) -> str | None:
+    """The path of the VMM's socket, given or at its usual place; None if there is none."""
     if options.uds == "":
         raise errors.UsageError("UDS is empty: give the uds_path of a VMM's vsock device, or leave it out")
-    uds = options.uds or (UDS if os.path.exists(UDS) else None)
-    return [*check_here(), *(check_uds(uds, port) if uds else [no_uds(UDS)])]
+    return options.uds or (UDS if os.path.exists(UDS) else None)
 
 
 def report(findings: "Sequence[Finding]", options: argparse.Namespace) -> int:

@@ -29,7 +29,8 @@ exit status: 0 all is installed; 1 something was left undone (the rest is instal
 """
 UNINSTALL = "Restore every file that install has changed, and remove what it has added. Runs no program of the bundle."
 CHECK = f"""\
-Diagnose common problems of a RunCVM bundle and of this machine, and suggest fixes.
+Diagnose common problems of a RunCVM bundle and of this machine, and suggest fixes. Where a VMM's socket is given or
+found, the guest's agent is asked for its version, unless PORT names another port.
 
 {RUNS}
 exit status: 0 unless something failed, then 1.
@@ -159,6 +160,7 @@ def _uninstall(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
+    from ..diagnostics.findings import looked
     from ..runcvm import check, install
 
     try:
@@ -166,6 +168,9 @@ def _check(options: argparse.Namespace) -> int:
             findings = list(check.check_bundle(root))
     except errors.BundleError as error:
         findings = [check.no_bundle(error)]
+    uds = doctor.socket_of(options)
+    if uds and options.port is None:
+        findings.append(looked("agent", check.check_agent, uds))
     return doctor.report([*findings, *doctor.look(options)], options)
 
 

@@ -95,19 +95,32 @@ def _handshake(uds: str, port: int) -> Iterator[Finding]:
 
 
 def _agent(uds: str) -> Finding:
-    """Ask the agent who it is."""
     try:
-        found = client.information(uds, timeout=TIMEOUT)
+        return ask_agent(uds)
     except errors.FastvsockError as error:
-        return Finding("agent", FAILED, str(error), f"check that fastvsock agent listens on vsock port {protocol.PORT}")
-    text = (
+        return no_agent(error)
+
+
+def ask_agent(uds: str) -> Finding:
+    """The guest's agent: its version, and how long it takes to say so. Raises `ConnectError` and `ChannelError`."""
+    started = perf_counter()
+    found = client.information(uds, timeout=TIMEOUT)
+    seconds = perf_counter() - started
+    text = errors.printable(
         f"fastvsock agent {found.get('version')} on {found.get('hostname')} (Linux {found.get('kernel')}), "
-        f"engine {found.get('engine')}, {found.get('channels')} channels open"
+        f"engine {found.get('engine')}, {found.get('channels')} channels open, answered in {seconds * 1000:.1f} ms; "
+        f"this is fastvsock {__version__}"
     )
     if found.get("version") != __version__:
-        advice = f"install fastvsock {__version__} in the guest too, if exec or forward fails"
-        return Finding("agent", WARNING, errors.printable(text), advice)
-    return Finding("agent", OK, errors.printable(text))
+        return Finding(
+            "agent", WARNING, text, "install the same release in the guest and here, if exec or forward fails"
+        )
+    return Finding("agent", OK, text)
+
+
+def no_agent(error: errors.FastvsockError) -> Finding:
+    """The finding for an agent that did not answer, or not as one does."""
+    return Finding("agent", FAILED, str(error), f"check that fastvsock agent listens on vsock port {protocol.PORT}")
 
 
 def _failure(uds: str, port: int, error: errors.FastvsockError) -> Finding:

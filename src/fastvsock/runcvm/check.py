@@ -10,13 +10,14 @@ from collections.abc import Iterator
 
 from ..diagnostics.findings import FAILED, OK, REINSTALL, WARNING, Finding, looked
 from ..diagnostics.machine import engine_finding, python_finding
-from ..errors import BundleError
-from . import script_edits
+from ..diagnostics.uds import ask_agent, no_agent
+from ..errors import BundleError, ConnectError, FastvsockError
+from . import guest_init, script_edits
 from .binary import PROGRAM, is_binary
 from .bundle import ADD_PYTHON, DEFAULTS, EXEC, Bundle, run
 from .bundle_files import Root
 from .elf import build_of
-from .install import APPLETS
+from .install import AGENT_BY_HAND, APPLETS
 from .launchers import CONNECT, UMBRELLA, becomes_binary, is_launcher
 from .payload import HOME
 
@@ -48,7 +49,7 @@ def check_bundle(root: Root) -> Iterator[Finding]:
     for applet in APPLETS:
         yield looked(applet, _applet, bundle, applet)
     runner = (_binary,) if _has_binary(bundle) else (_bundle_python, _bundle_engine)
-    for look in (_aliases, _exec, _launcher, *runner):
+    for look in (_aliases, _exec, _guest_init, _launcher, *runner):
         yield looked(look.__name__.strip("_").replace("_", " "), look, bundle)
 
 
@@ -107,6 +108,8 @@ def _exec(bundle: Bundle) -> Finding:
     except script_edits.Unknown as error:
         advice = "make sure that each exec has a transport of its own: dbclient -J, and no port"
         return Finding("exec", WARNING, f"the shape of {EXEC} is unknown: {error}", advice)
+    if done and "--or-else" in text:
+        return Finding("exec", OK, f"{EXEC} uses a channel to the guest's agent, and dbclient where none is reached")
     if done:
         return Finding("exec", OK, f"{EXEC} gives each dbclient a transport of its own")
     return Finding(
@@ -115,6 +118,38 @@ def _exec(bundle: Bundle) -> Finding:
         f"{EXEC} reaches the guest through a TCP port that others can take: exec and cp break each other",
         INSTALL,
     )
+
+
+def _guest_init(bundle: Bundle) -> Finding:
+    """The scripts that RunCVM starts in the guest."""
+    name = "guest init"
+    if not _has_binary(bundle):
+        return Finding(name, OK, "no agent is started in the guest: that takes the static binary (install --binary)")
+    texts = {path: _script(bundle, path) for path in bundle.root.scripts()}
+    listening = {path: text for path, text in texts.items() if guest_init.starts_socat(text)}
+    if not listening:
+        text = "no script of the bundle starts socat on a vsock port of the guest, so none starts the agent there"
+        return Finding(name, WARNING, text, AGENT_BY_HAND)
+    without = {path: text for path, text in listening.items() if not guest_init.starts_agent(text)}
+    for path, text in without.items():
+        try:
+            guest_init.start_agent(text)
+        except script_edits.Unknown as error:
+            return Finding(name, WARNING, f"{path} starts no agent in the guest: {error}", AGENT_BY_HAND)
+    if without:
+        return Finding(name, FAILED, f"{', '.join(without)}: starts no agent in the guest", INSTALL)
+    return Finding(name, OK, f"{', '.join(listening)}: starts the agent in the guest, or socat where it does not run")
+
+
+def check_agent(uds: str) -> Finding:
+    """The agent in the guest behind `uds`. A VM that was started before the installation has none."""
+    try:
+        return ask_agent(uds)
+    except ConnectError as error:
+        text = f"no agent is reached, so exec goes through dbclient: {error}"
+        return Finding("agent", WARNING, text, "start the VM again, if it was started before the installation")
+    except FastvsockError as error:
+        return no_agent(error)
 
 
 def _script(bundle: Bundle, path: str) -> str:
