@@ -20,9 +20,10 @@ tail, the launchers), also by --dry-run and by check. Use a bundle only if you t
 INSTALL = f"""\
 Put fastvsock into a RunCVM bundle: the static binary bin/fastvsock, or the package, for which the bundle or the
 container needs a Python; the launcher scripts/runcvm-vsock-connect, links to busybox for tar, sh and tail where they
-are missing, these three in create_aliases(), and a transport of its own for each exec. The changes are printed as a
-unified diff; the originals are kept in .fastvsock/ in the bundle. A script whose shape is unknown is left as it is and
-reported on stderr.
+are missing, these three in create_aliases(), and a transport of its own for each exec. With the binary, guests start
+its agent, and each exec goes through a channel to the agent, or through dbclient where none is reached. The changes are
+printed as a unified diff; the originals are kept in .fastvsock/ in the bundle. A script whose shape is unknown is left
+as it is and reported on stderr.
 
 {RUNS}
 exit status: 0 all is installed; 1 something was left undone (the rest is installed) or nothing could be done at all.
