@@ -3,6 +3,8 @@
 import os
 import subprocess
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 
 import fastvsock
 from support import HANG, SOURCE, SOURCE_SIZE, Endpoint, pattern
+from support import started as start
 from support.bundles import ARGUMENTS, RECORD, SHAPES, called, exec_script, fallback, make_bundle, put, runcvm, snapshot
 from support.installing import LAUNCHER, installed, launched
 
@@ -119,6 +122,36 @@ def test_the_installed_exec_script_reaches_the_guest_without_python(
         check=False,
     )
     assert done.stdout == pattern(SOURCE_SIZE), done.stderr
+
+
+def test_an_exec_goes_through_a_channel_between_two_of_it_without_python_and_ssh(
+    tmp_path: Path, binary: Path, no_python: dict[str, str]
+) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("this machine: only root can run a command as another user")
+    bundle, uds = make_bundle(tmp_path / "bundle"), tmp_path / "v.sock"
+    script = bundle / "scripts/runcvm-ctr-exec"
+    put(script, script.read_text().replace("/run/firecracker.vsock", str(uds)), 0o755)
+    installed(bundle, "--binary", binary)
+    for program in ("dbclient", "socat"):
+        (bundle / "usr/bin" / program).unlink()
+    environment = {**no_python, "RUNCVM_GUEST": str(bundle)}
+    command = ["bash", "-e", str(script), "0:8:9,10", "/", "1", "false"]
+    asked = ["sh", "-c", 'echo $(busybox id -u):$(busybox id -G) "$@"; cat; exit 9', "sh", "Ä", "… .txt"]
+    with agent_of(bundle / PROGRAM, uds, no_python):
+        done = subprocess.run(
+            [*command, *asked], env=environment, input=b"a\nb\n", capture_output=True, timeout=HANG, check=False
+        )
+    assert (done.returncode, done.stderr) == (9, b"")
+    assert done.stdout.decode() == "0:8 9 10 Ä … .txt\na\nb\n"
+
+
+@contextmanager
+def agent_of(program: Path, uds: Path, environment: dict[str, str]) -> Iterator[None]:
+    """An agent by that program."""
+    with start([str(program), "agent", "--listen", f"unix:{uds}"], stdin=subprocess.DEVNULL, env=environment) as child:
+        assert child.stdout.readline() == f"listening on unix:{uds}\n".encode()
+        yield
 
 
 # dbclient, as far as it concerns a transport that has no process of its own, or is a port.
