@@ -12,7 +12,8 @@ import re
 from collections.abc import Sequence
 
 from . import shell
-from .script_edits import CLIENT, MARK, NAME, SETS, Unknown, has_transport, quoted
+from .script_edits import CLIENT, MARK, Unknown, has_transport, quoted
+from .shapes import NAME, SETS
 
 # Seconds: a VMM refuses one connection in many, and then takes the next one.
 WAIT = "0.02"

@@ -12,9 +12,9 @@ no backslash, and so means the same with quotes around the document's end mark a
 import re
 from collections.abc import Iterable
 
-from . import shell
+from . import shapes, shell
 from .binary import PROGRAM
-from .script_edits import MARK, Unknown, searches
+from .script_edits import MARK, Unknown
 
 AGENT = f"/.runcvm/guest/{PROGRAM} agent"  # where every guest has the bundle
 LISTENING = re.compile(r"VSOCK-LISTEN:(\d+)", re.I)
@@ -24,9 +24,9 @@ ADDRESSES = re.compile(
     re.I,
 )
 PROGRAM_WORDS = re.compile(r"(?!(?:if|elif|while|until|then|else|do|time|case|!)\s)[^;&|<>()`#]+")
+PATH = shapes.Command("value", "PATH")
 NOT_RUN = re.compile(r"#|(?:log\w*|echo|printf)\s")
 TAIL = re.compile(r"(?P<output>(?:\s*(?:[12]?>>?|&>>?)\s*(?:&[12]|[\w./-]+))*)\s*(?P<background>&?)\s*(?:#.*)?")
-PATH = re.compile(r"export\s+PATH=[^\s;&|<>()]*")
 
 
 def guest_ports(scripts: Iterable[str]) -> set[str]:
@@ -107,6 +107,4 @@ def _subshell(statements: list[shell.Statement], socat: int) -> int | None:
 
 def _is_of_the_search(item: shell.Statement) -> bool:
     """Whether a statement only looks for socat, or reports on it."""
-    if not item.code or item.code.startswith("#"):
-        return True
-    return all(searches(piece) or PATH.fullmatch(shell.flat(piece)) for piece in shell.commands(item.code))
+    return all(found.finds_socat or found == PATH for found in shapes.commands(item))

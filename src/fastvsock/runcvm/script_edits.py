@@ -17,24 +17,14 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from . import shell
+from . import shapes, shell
+from .shapes import NAME, SETS
 
 BLANK = r"(?:[ \t]|\\\n)"  # what may stand between two words
-NAME = r"[A-Za-z_]\w*"
 DYNAMIC = re.compile(rf"\$(?:{NAME}|\{{{NAME}\}})")
 PLAIN = re.compile(rf"(?:[\w./:@%+=-]|{DYNAMIC.pattern})+")
 REDIRECTION = re.compile(r"(?:\d?>>?|&>>?|\d?<)(?:&\d|\S*)")
 INTERPRETER = re.compile(r"(?:.*/)?(?:ld|python3(?:\.\d+)?|bash|sh|env)")
-SETS = r"(?:(?:local|export|declare)\s+)?"
-VALUE = r"[^\s;&|<>()]*"  # one word, flat
-TEXT = r"\s[^;&|<>()]*"  # words, flat
-SOCAT = r"\w*(?i:socat)\w*"
-# What looks for socat, and what may stand between that and its `fi`; flat.
-CONDITION = re.compile(
-    r"(?:el)?if\s+(?:!\s*)?(?:(?:command\s+-v|which|type|hash)\s+\S+(?:\s*(?:[12&]?>\s*/dev/null|2>&1))*"
-    r"|\[\[?\s+(?:!\s+)?-\w\s+\S+\s+\]\]?)"
-)
-FINDING = re.compile(rf"(?:fi|{SETS}{SOCAT}={VALUE}|(?:log\w*|echo){TEXT}(?:>>?\s*(?:&2|/dev/console))?|exit\s+\d+|:)?")
 CLIENT = re.compile(r"[\w./${}-]*dbclient[\w}]*", re.I)
 TRANSPORT = "runcvm-vsock-connect"
 LOCAL = re.compile(r"@(?:127\.0\.0\.1|localhost)\b")
@@ -213,7 +203,7 @@ def _kept(block: list[shell.Statement], spec: SocatProxy, others: list[shell.Sta
     for item in block[:-1]:
         if id(item) in dropped or not item.code or item.code.startswith("#"):
             continue
-        if not re.fullmatch(rf"log\w*{TEXT}|local(?:\s+{NAME})+", shell.flat(item.code)):
+        if shapes.command(item.code).kind not in ("log", "declaration"):
             raise Unknown(f"among its statements is {item.code!r}, which is not known in such a block")
         if not any(re.search(rf"\b{name}\b", item.code) for name in names):
             kept.append(item)
@@ -230,40 +220,17 @@ def _of_proxy(block: list[shell.Statement], spec: SocatProxy) -> list[shell.Stat
     port = _variable(spec.port)
     gone, depth = [], 0
     for item in block[:-1]:
-        pieces = shell.commands(item.code)
+        commands = shapes.commands(item)
         if depth or re.match(r"if\s.*socat", item.code, re.I):
-            odd = next((piece for piece in pieces if not searches(piece)), None)
+            pieces = shell.commands(item.code)
+            odd = next((piece for piece, found in zip(pieces, commands, strict=True) if not found.finds_socat), None)
             if odd is not None:
                 raise Unknown(f"the search for socat has {odd!r} in it")
             depth += sum(piece.startswith("if ") for piece in pieces) - pieces.count("fi")
             gone.append(item)
-        elif _socat(item.code) or all(_goes(piece, port) for piece in pieces):
+        elif _socat(item.code) or all(found.serves_proxy(port) for found in commands):
             gone.append(item)
     return gone
-
-
-def _goes(piece: str, port: str) -> bool:
-    """Whether a command is one that only a proxy needs."""
-    own = rf"(?:{port}|{SOCAT})" if port else SOCAT
-    patterns = rf"{SETS}{own}={VALUE}|{SETS}{NAME}=\$!|(?:/\S+/)?sleep\s+[\d.]+s?"
-    return bool(piece and re.fullmatch(patterns, shell.flat(piece))) or _is_trap(shell.words_of(piece))
-
-
-def _is_trap(words: list[str]) -> bool:
-    """Whether a trap only ends a process when the script ends."""
-    kill = r"kill\s+[\"']?\$\{?\w+\}?[\"']?(?:\s+2>\s*/dev/null)?(?:\s*\|\|\s*(?:true|:))?\s*;?"
-    signals = r"(?:SIG)?(?:EXIT|INT|TERM|HUP|QUIT)|\d+"
-    if len(words) < 3 or words[0] != "trap" or not re.fullmatch(kill, words[1]):
-        return False
-    return all(re.fullmatch(signals, word) for word in words[2:])
-
-
-def searches(piece: str) -> bool:
-    """Whether a command may be part of a search for socat's program."""
-    command = re.sub(r"^(?:then|else)\b\s*", "", piece)
-    if re.match(r"(?:el)?if\s", command):
-        return "socat" in command.lower() and bool(CONDITION.fullmatch(shell.flat(command)))
-    return bool(FINDING.fullmatch(shell.flat(command)))
 
 
 def _is_client(code: str) -> bool:
