@@ -128,6 +128,16 @@ def test_the_user_and_the_groups(guest: Guest, engine: str, options: list[str], 
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root")
+def test_the_working_directory_may_be_one_that_only_the_agent_may_enter(
+    guest: Guest, engine: str, tmp_path: Path
+) -> None:
+    (tmp_path / "mine").mkdir(0o700)
+    options = ["-u", "nobody", "-w", str(tmp_path / "mine")]
+    done = exec_in(guest, "readlink", "/proc/self/cwd", options=options, engine=engine)
+    assert done.stdout == os.fsencode(tmp_path / "mine") + b"\n", done.stderr
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root")
 def test_a_user_has_a_home(guest: Guest, engine: str) -> None:
     done = exec_in(guest, "sh", "-c", "echo $HOME $USER", options=["-u", "nobody"], engine=engine)
     assert done.stdout == b"/nonexistent nobody\n"

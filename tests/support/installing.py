@@ -66,7 +66,15 @@ def stand_in(path: Path) -> Path:
     """A program at `path` that `install` takes for the static binary, and that is the package of this source."""
     names = {"VERSION": fastvsock.__version__, "PYTHON": sys.executable}
     source = ROOT / "tests/support/stand_in.c"
-    words = ["cc", "-static", "-O1", *(f'-D{name}="{value}"' for name, value in names.items()), "-o", path, source]
+    words = [
+        "cc",
+        "-static",
+        "-O1",
+        *(f'-D{name}="{value}"' for name, value in names.items()),
+        "-o",
+        str(path),
+        str(source),
+    ]
     subprocess.run(words, check=True, timeout=HANG)
     return path
 

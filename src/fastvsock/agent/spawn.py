@@ -94,12 +94,14 @@ def _become(command: Command, paths: "list[bytes]", report: int) -> None:
         for ignored in ALL_SIGNALS:  # the handlers go by themselves
             if _signal.getsignal(ignored) == _signal.SIG_IGN:
                 _signal.signal(ignored, _signal.SIG_DFL)
+        stage = "directory"
+        entered = not command.directory or _enter(command.directory)
         if command.user:
             stage = "user"
             os.setgroups(command.user.groups)
             os.setgid(command.user.gid)
             os.setuid(command.user.uid)
-        if command.directory:
+        if not entered:
             stage = "directory"
             os.chdir(command.directory)
         stage = "command"
@@ -114,6 +116,15 @@ def _become(command: Command, paths: "list[bytes]", report: int) -> None:
     finally:
         os.write(report, bytes((STAGES.index(stage),)) + number.to_bytes(4, "big"))
         os._exit(127)
+
+
+def _enter(directory: bytes) -> bool:
+    """Enter it as the agent may, as runc does; False where the command's user alone may, on a network's file system."""
+    try:
+        os.chdir(directory)
+    except PermissionError:
+        return False
+    return True
 
 
 def _reset_oom_score() -> None:

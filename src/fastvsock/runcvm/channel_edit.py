@@ -93,7 +93,7 @@ def _terminal(client: Sequence[str], statements: Sequence[shell.Statement]) -> l
         or len(lists) < len(options)
         or {*values} - {"(-t)", '("-t")', "()"}
     ):
-        raise Unknown(f"dbclient has the options {' '.join(options + values)}")
+        raise Unknown(f"dbclient has the options {' '.join([*options, *values])}")
     return [f'"${{{name}[@]}}"' for name in lists]
 
 
