@@ -14,6 +14,7 @@ import pytest
 
 from support import HANG, called, started
 from support.bundles import exec_script, make_bundle, put, runcvm
+from support.installing import stand_in
 
 UDS = "/run/firecracker.vsock"
 COMMAND = "echo {port} {uds} \"a  b\" $HOME 'c'"
@@ -132,6 +133,21 @@ def test_an_exec_reaches_the_guest_with_its_words_its_stdin_and_its_exit_status(
     assert words[0] == b"0:0:"
     decoded = words[2].translate(bytes.maketrans(b"\x80\x81\x82\x83\x84\x85", b"\t\n '\"\\"))
     assert decoded.decode() == "".join(f"{word}\n" for word in ("sh", "-c", COMMAND))
+
+
+@pytest.mark.parametrize("arguments", FORMS)
+def test_a_guest_that_was_started_before_the_installation_has_no_agent_and_is_reached_by_dbclient(
+    guest: Path, tmp_path: Path, arguments: list[str]
+) -> None:
+    binary = stand_in(tmp_path / "fastvsock")
+    bundle = bundle_for(guest, tmp_path / "bundle", "fork", "--binary", str(binary), *arguments)
+    assert "--or-else" in (bundle / "scripts/runcvm-ctr-exec").read_text()
+    data = os.urandom(300_000)
+    result = execute(guest, bundle, data, "cat")
+    assert result.returncode == 7, result.stderr
+    line, _, rest = result.stdout.partition(b"\n")
+    assert line.startswith(b"<0:0:><")
+    assert rest == data
 
 
 @pytest.mark.parametrize("arguments", FORMS)
