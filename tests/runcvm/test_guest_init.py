@@ -122,6 +122,31 @@ def test_a_script_that_starts_socat_in_an_unknown_way_is_not_edited(what: str) -
         start_agent(UNKNOWN[what])
 
 
+DOCUMENT = init_script("document")
+OTHER_SPELLINGS = {
+    "a comment behind the parenthesis": DOCUMENT.replace("(\n  log", "(  # early\n  log"),
+    "another name": DOCUMENT.replace("SOCAT", "socat_path"),
+    "quotes": DOCUMENT.replace("$SOCAT VSOCK-LISTEN:22,fork TCP:", '"${SOCAT}" VSOCK-LISTEN:22,fork "TCP:').replace(
+        "interval=0.5", 'interval=0.5"'
+    ),
+    "other blanks": DOCUMENT.replace("     $SOCAT VSOCK", "\t\t$SOCAT  -d -d \\\n\t\tVSOCK").replace(
+        ") &", ")  &   # done"
+    ),
+    "options": DOCUMENT.replace("22,fork TCP", "22,reuseaddr,fork,backlog=128 TCP4"),
+    "another place for its words": DOCUMENT.replace(">> /dev/console 2>&1", "</dev/null >>/dev/console 2>&1"),
+}
+
+
+@pytest.mark.parametrize("what", OTHER_SPELLINGS)
+def test_other_spellings_of_the_same_are_edited_in_the_same_place(what: str) -> None:
+    old = OTHER_SPELLINGS[what]
+    assert old != DOCUMENT
+    lines = start_agent(old).splitlines()
+    opening = next(number for number, line in enumerate(lines) if line.startswith("("))
+    assert lines[opening + 1].startswith("  # fastvsock:")
+    assert lines[opening + 4] == f"      {AGENT} --forward 22=127.0.0.1:22222 || :"
+
+
 def test_a_subshell_that_does_more_is_left_as_it_is_around_the_line_of_socat() -> None:
     more = init_script("script").replace("\tSOCAT=", "\tmodprobe vsock\n\tSOCAT=", 1)
     new = start_agent(more)

@@ -189,6 +189,10 @@ OTHER_SPELLINGS = {
         "   sleep 0.1", '   sleep 0.1\n   if [ -z "$SOCAT_BIN" ]; then SOCAT_BIN=socat; fi'
     ),
     "comments behind the code": FORK.replace("   PROXY_PID=$!", "   PROXY_PID=$!  # 'its pid; see below"),
+    "quotes around the pid": FORK.replace("PROXY_PID=$!", 'readonly PROXY_PID="$!"'),
+    "a signal by name": FORK.replace("kill $PROXY_PID", 'kill -TERM "$PROXY_PID"'),
+    "a job that is let go": FORK.replace("   sleep 0.1", "   disown $PROXY_PID\n   usleep 100000"),
+    "words about the proxy": FORK.replace("   sleep 0.1", '   echo "on $PROXY_PORT" >&2\n   sleep 0.1'),
     "two in one line": FORK.replace("   PROXY_PID=$!\n", "   PROXY_PID=$!; sleep 0.1\n"),
 }
 

@@ -26,7 +26,7 @@ ADDRESSES = re.compile(
 PROGRAM_WORDS = re.compile(r"(?!(?:if|elif|while|until|then|else|do|time|case|!)\s)[^;&|<>()`#]+")
 PATH = shapes.Command("value", "PATH")
 NOT_RUN = re.compile(r"#|(?:log\w*|echo|printf)\s")
-TAIL = re.compile(r"(?P<output>(?:\s*(?:[12]?>>?|&>>?)\s*(?:&[12]|[\w./-]+))*)\s*(?P<background>&?)\s*(?:#.*)?")
+TAIL = re.compile(r"(?P<output>(?:\s*(?:[12]?>>?|&>>?|<)\s*(?:&[12]|[\w./-]+))*)\s*(?P<background>&?)\s*(?:#.*)?")
 
 
 def guest_ports(scripts: Iterable[str]) -> set[str]:
@@ -97,7 +97,7 @@ def _subshell(statements: list[shell.Statement], socat: int) -> int | None:
     around = re.compile(r"\(|\)")
     first = next((n for n in range(socat, -1, -1) if around.match(statements[n].code)), None)
     last = next((n for n in range(socat, len(statements)) if around.match(statements[n].code)), None)
-    if first is None or last is None or statements[first].code != "(":
+    if first is None or last is None or not re.fullmatch(r"\(\s*(?:#.*)?", statements[first].code):
         return None
     inside = [item for n, item in enumerate(statements) if first < n < last and n != socat]
     if re.fullmatch(r"\)\s*&\s*(?:#.*)?", statements[last].code) and all(map(_is_of_the_search, inside)):

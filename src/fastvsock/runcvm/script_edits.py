@@ -203,7 +203,7 @@ def _kept(block: list[shell.Statement], spec: SocatProxy, others: list[shell.Sta
     for item in block[:-1]:
         if id(item) in dropped or not item.code or item.code.startswith("#"):
             continue
-        if shapes.command(item.code).kind not in ("log", "declaration"):
+        if shapes.command(item.code).kind not in ("log", "message", "declaration"):
             raise Unknown(f"among its statements is {item.code!r}, which is not known in such a block")
         if not any(re.search(rf"\b{name}\b", item.code) for name in names):
             kept.append(item)

@@ -11,25 +11,31 @@ from dataclasses import dataclass
 from . import shell
 
 NAME = r"[A-Za-z_]\w*"
-SETS = r"(?:(?:local|export|declare)\s+)?"
+SETS = r"(?:(?:local|export|declare|typeset|readonly)\s+)?"
 WORDS = r"\s[^;&|<>()]*"
 LOOKED_FOR = r"(?:command\s+-v|which|type|hash)\s+\S+(?:\s*(?:[12&]?>\s*/dev/null|2>&1))*"
 KINDS = {
     "nothing": r"",
     "condition": rf"(?:el)?if\s+(?:!\s*)?(?:{LOOKED_FOR}|\[\[?\s+(?:!\s+)?-\w\s+\S+\s+\]\]?)",
     "end": r"fi|exit\s+\d+|:",
-    "pause": r"(?:/\S+/)?sleep\s+[\d.]+s?",
+    "pause": r"(?:/\S+/)?u?sleep\s+[\d.]+s?",
     "pid": rf"{SETS}(?P<pid>{NAME})=\$!",
+    "disowning": r"disown(?:\s+\S+)?",
     "value": rf"{SETS}(?P<value>{NAME})=[^\s;&|<>()]*",
     "declaration": rf"local(?:\s+{NAME})+",
     "log": rf"log\w*{WORDS}",
     "message": rf"(?:log\w*|echo){WORDS}>>?\s*(?:&2|/dev/console)|echo{WORDS}",
 }
 PATTERNS = {kind: re.compile(pattern) for kind, pattern in KINDS.items()}
-PROXYS = ("pause", "pid", "trap")  # what starts and ends a proxy, besides the value of its port and of socat's program
+PROXYS = (
+    "pause",
+    "pid",
+    "disowning",
+    "trap",
+)  # what starts and ends a proxy, besides the value of its port and of socat's program
 SEARCHES = ("nothing", "condition", "end", "log", "message")  # what looks for socat, besides the value of its program
 # Of a trap: a process is ended when the script ends, and nothing else is done.
-KILL = re.compile(r"kill\s+[\"']?\$\{?\w+\}?[\"']?(?:\s+2>\s*/dev/null)?(?:\s*\|\|\s*(?:true|:))?\s*;?")
+KILL = re.compile(r"kill\s+(?:-\w+\s+)?[\"']?\$\{?\w+\}?[\"']?(?:\s+2>\s*/dev/null)?(?:\s*\|\|\s*(?:true|:))?\s*;?")
 SIGNAL = re.compile(r"(?:SIG)?(?:EXIT|INT|TERM|HUP|QUIT)|\d+")
 
 
@@ -54,7 +60,7 @@ class Command:
 def command(text: str) -> Command:
     """The kind of a command, without the ``then`` or ``else`` before it."""
     text = re.sub(r"^(?:then|else)\b\s*", "", text)
-    flat = shell.flat(text)
+    flat = shell.flat(text.replace('"$!"', "$!"))
     for kind, pattern in PATTERNS.items():
         found = pattern.fullmatch(flat)
         if found and (kind != "condition" or "socat" in text.lower()):
