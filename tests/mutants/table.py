@@ -54,8 +54,20 @@ TESTS: dict[str, tuple[str, ...]] = {
         "tests/service/test_strangers.py",
     ),
     "services/limits.py": ("tests/service/test_waiting_for_resources.py", "tests/service/test_limits.py"),
-    "services/lifecycle.py": (*SERVICE, "tests/service/test_command_signals.py", "tests/service/test_children.py"),
-    "services/acceptor.py": (*SERVICE, "tests/service/test_metrics.py", "tests/service/test_listen.py"),
+    "services/lifecycle.py": (
+        "tests/service/test_lifecycle_decisions.py",
+        "tests/service/test_command_decisions.py",
+        *SERVICE,
+        "tests/service/test_command_signals.py",
+        "tests/service/test_children.py",
+    ),
+    "services/acceptor.py": (
+        "tests/service/test_acceptor_decisions.py",
+        "tests/service/test_connection_counts.py",
+        *SERVICE,
+        "tests/service/test_metrics.py",
+        "tests/service/test_listen.py",
+    ),
     "services/peer_relay.py": (
         "tests/service/test_peer_leaves.py",
         "tests/service/test_relaying.py",
