@@ -1,13 +1,14 @@
 """A relay's ends, and a relay between them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
 import fastvsock
-from fastvsock import engines
+from fastvsock import engines, relaying
+from fastvsock.relaying import Relay
 from support.relays import Ends, Start
 
 
@@ -36,3 +37,25 @@ def start(ends: Ends, engine: str, pool: ThreadPoolExecutor) -> Start:
         return pool.submit(lambda: fastvsock.relay(ends.sock, **arguments))
 
     return start
+
+
+@pytest.fixture
+def make(ends: Ends, engine: str) -> Iterator[Callable[..., Relay]]:
+    """Makes a relay between the ends that nothing runs."""
+    made: list[Relay] = []
+
+    def make(**options: Any) -> Relay:
+        made.append(Relay(ends.sock, ends.rfd, ends.wfd, engine=engine, **options))
+        return made[-1]
+
+    yield make
+    for relay in made:
+        relay.close()
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time that a relay sees, in seconds."""
+    now = [100.0]
+    monkeypatch.setattr(relaying, "monotonic", lambda: now[0])
+    return now

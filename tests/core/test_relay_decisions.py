@@ -3,71 +3,15 @@
 import errno
 import os
 import socket
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 
 from fastvsock import relaying
 from fastvsock.engines import EOF, SOURCE, STOPPED, TARGET
-from fastvsock.errors import EngineError, RelayError
+from fastvsock.errors import RelayError
 from fastvsock.relaying import Relay
-from support import HANG, descriptors
 from support.relays import Ends
-
-
-@pytest.fixture
-def make(ends: Ends, engine: str) -> Iterator[Callable[..., Relay]]:
-    """Makes a relay between the ends that nothing runs."""
-    made: list[Relay] = []
-
-    def make(**options: Any) -> Relay:
-        made.append(Relay(ends.sock, ends.rfd, ends.wfd, engine=engine, **options))
-        return made[-1]
-
-    yield make
-    for relay in made:
-        relay.close()
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The time that a relay sees, in seconds."""
-    now = [100.0]
-    monkeypatch.setattr(relaying, "monotonic", lambda: now[0])
-    return now
-
-
-@pytest.mark.parametrize("number", [errno.EMFILE, None])
-@pytest.mark.parametrize("short", ["socketpair", "eventfd"])
-def test_a_relay_without_descriptors_says_so_and_closes_only_its_own(
-    short: str, number: int | None, ends: Ends, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*arguments: object) -> None:
-        raise OSError(number, "too few") if number else OSError("too few")
-
-    before = descriptors()
-    monkeypatch.setattr("_socket.socketpair" if short == "socketpair" else "os.eventfd", fail)
-    with pytest.raises(RelayError, match="cannot open a descriptor for the relay") as caught:
-        Relay(ends.sock, ends.rfd, ends.wfd)
-    assert caught.value.errno == (number or 0)
-    assert descriptors() == before
-
-
-def test_a_relay_whose_engine_is_unknown_leaves_no_descriptor(ends: Ends) -> None:
-    before = descriptors()
-    with pytest.raises(EngineError):
-        Relay(ends.sock, ends.rfd, ends.wfd, engine="warp")
-    assert descriptors() == before
-
-
-def test_the_socket_of_a_relay_does_not_block(make: Callable[..., Relay], ends: Ends) -> None:
-    ends.sock.setblocking(True)
-    make()
-    assert not ends.sock.getblocking()
 
 
 def test_a_failure_in_the_thread_of_down_comes_out_of_run(make: Callable[..., Relay]) -> None:
@@ -88,39 +32,6 @@ def test_a_thread_that_cannot_be_started_is_a_relay_error(make: Callable[..., Re
     with pytest.raises(RelayError, match="cannot relay: can't start new thread") as caught:
         make(start=refuse).run()
     assert caught.value.errno == errno.EAGAIN
-
-
-def test_the_notice_about_an_input_that_ended_is_given_once(
-    make: Callable[..., Relay], ends: Ends, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(relaying, "NOTICE_AFTER", 0.1)
-    notices: list[float] = []
-    relay = pool.submit(make(linger=float("inf"), notice=lambda: notices.append(time.monotonic())).run)
-    ends.until_running()
-    ended = time.monotonic()
-    ends.feed.close()
-    time.sleep(1.0)
-    ends.guest.close()
-    assert relay.result(HANG).ended == "guest"
-    assert len(notices) == 1
-    assert notices[0] - ended >= 0.1
-
-
-def test_no_notice_is_given_while_something_moves(
-    make: Callable[..., Relay], ends: Ends, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(relaying, "NOTICE_AFTER", 1.5)
-    notices: list[None] = []
-    relay = pool.submit(make(linger=float("inf"), notice=lambda: notices.append(None)).run)
-    ends.until_running()
-    ends.feed.close()
-    for _ in range(10):
-        time.sleep(0.2)
-        ends.guest.sendall(b"x")
-        assert ends.out.read(1) == b"x"
-    ends.guest.close()
-    assert relay.result(HANG).ended == "guest"
-    assert notices == []
 
 
 def test_time_in_which_the_process_was_stopped_counts_as_two_looks_at_most(
@@ -178,43 +89,6 @@ def test_with_an_idle_timeout_up_looks_four_times_in_it(
     relay._up.run = run  # type: ignore[method-assign]
     assert relay._run_up() == (EOF, 0)
     assert looks == [look]
-
-
-@pytest.mark.parametrize(
-    ("late", "waits"),
-    [(0.0, [0.25] * 4), (0.2, [0.25, 0.25, 0.1]), (0.24985, [0.25, 0.25, 0.001])],
-    ids=["on time", "late", "a moment before the end"],
-)
-def test_after_the_end_of_input_a_relay_looks_four_times_and_half_closes_when_linger_is_over(
-    late: float, waits: list[float], make: Callable[..., Relay], clock: list[float], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    relay = make()
-    monkeypatch.setattr(Relay, "sent", 5)  # before the end of input, which is no movement now
-    waited: list[float] = []
-
-    class DownRuns:
-        """The lock that down's thread holds, given back once the socket is half-closed; each wait takes longer."""
-
-        def acquire(self, timeout: float) -> bool:
-            waited.append(timeout)
-            clock[0] += timeout + late
-            return relay._has_half_closed
-
-        def release(self) -> None:
-            pass
-
-    relay._down_running = DownRuns()  # type: ignore[assignment]
-    relay._await_down(1.0)
-    assert waited[:-1] == pytest.approx(waits)
-
-
-def test_a_socket_whose_buffer_is_large_enough_keeps_it(make: Callable[..., Relay], ends: Ends) -> None:
-    ends.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, relaying.SEND_BUFFER // 2)  # which the kernel doubles
-    before = ends.sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
-    if before < relaying.SEND_BUFFER:
-        pytest.skip("this machine: net.core.wmem_max allows no such buffer")
-    make()
-    assert ends.sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) == before
 
 
 @pytest.mark.parametrize("waits", ["for the guest", "for the reader", "nowhere"])
@@ -289,20 +163,21 @@ def test_the_patience_after_the_end_of_input(
     assert make(linger=linger)._patience(end) == patience
 
 
-def test_the_send_buffer_is_made_large_for_what_is_spliced(make: Callable[..., Relay], ends: Ends, engine: str) -> None:
-    size = relaying.SEND_BUFFER if engine == "splice" else relaying.COPIED_SEND_BUFFER
-    before = ends.sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
-    make()
-    raised = ends.sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
-    assert raised > before
-    most = int(Path("/proc/sys/net/core/wmem_max").read_text())  # without CAP_NET_ADMIN; the kernel doubles it
-    assert min(size, 2 * most) <= raised <= 2 * size
-    make()
-    assert ends.sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) == raised
-
-
 def test_a_result_shows_all_its_facts() -> None:
     result = relaying.RelayResult(1, 2, 0.5, "splice", "copy", "guest")
     assert (result.error, result.cut_off) == (None, False)
     for fact in ("sent=1", "received=2", "seconds=0.5", "up='splice'", "down='copy'", "ended='guest'", "cut_off=False"):
         assert fact in repr(result)
+
+
+def test_a_relays_seconds_are_those_from_its_start_to_its_end(
+    make: Callable[..., Relay], ends: Ends, clock: list[float]
+) -> None:
+    relay = make()
+
+    def run(look: int = -1) -> tuple[int, int]:
+        clock[0] += 2.5
+        return STOPPED, 0
+
+    relay._up.run = run  # type: ignore[method-assign]
+    assert relay.run().seconds == 2.5

@@ -35,6 +35,8 @@ TESTS: dict[str, tuple[str, ...]] = {
     "engines/_copy.py": ENGINES,
     "relaying.py": (
         "tests/core/test_relay_decisions.py",
+        "tests/core/test_relay_descriptors.py",
+        "tests/core/test_relay_waiting.py",
         "tests/core/test_relay.py",
         "tests/core/test_relay_stop.py",
         "tests/core/test_half_close.py",
