@@ -396,6 +396,15 @@ def half_close(fd: int) -> None:
         sock.close()
 
 
+def end_output(fd: int) -> None:
+    """Let the reader of `fd` read an end of file, while the number stays taken: the relay still has it."""
+    if stat.S_ISSOCK(os.fstat(fd).st_mode):
+        return half_close(fd)  # closing it would do nothing where another descriptor is the same socket
+    null = os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC)
+    os.dup2(null, fd, inheritable=False)
+    os.close(null)
+
+
 def _wake_on_signals(fd: int) -> bool:
     """Let Python's signals write to `fd`, so that a signal just before a poll ends that poll.
 

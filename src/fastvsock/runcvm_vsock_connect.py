@@ -26,10 +26,9 @@ if (__name__ == "__main__" or "".join(sys.argv[:1]).endswith("/runcvm-vsock-conn
 import _socket
 import errno
 import os
-import stat
 
 from . import __version__, errors, handshake, stdio
-from .relaying import Relay, RelayResult, half_close
+from .relaying import Relay, RelayResult, end_output
 from .stdio import fill_closed, log
 
 HELP = """\
@@ -223,7 +222,7 @@ def _connect(options: Options) -> int:
         idle_timeout=options.idle_timeout,
         engine=options.engine,
         notice=_explain if os.isatty(2) else None,
-        end_output=_end_stdout,
+        end_output=lambda: end_output(1),
     )
     ending.relay = relay
     result = _run_raw(relay, ending) if options.raw and os.isatty(0) else relay.run()
@@ -282,16 +281,6 @@ def become(command: "list[str]") -> "NoReturn":
 
 def _explain() -> None:
     log("stdin has ended; waiting for the guest to close the connection (Ctrl-C ends it now, see --linger)")
-
-
-def _end_stdout() -> None:
-    """Give stdout's reader its end of file: the guest sends no more, but still reads."""
-    if stat.S_ISSOCK(os.fstat(1).st_mode):
-        half_close(1)  # to close it would mean nothing where stdin is the same socket
-    else:
-        null = os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC)
-        os.dup2(null, 1)
-        os.close(null)
 
 
 def _stats(result: RelayResult) -> str:

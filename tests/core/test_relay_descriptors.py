@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -160,3 +161,16 @@ def test_without_the_right_to_force_it_the_send_buffer_is_asked_for(refused: int
     with Refusing(socket.AF_UNIX) as sock:
         relaying.raise_send_buffer(sock, 1 << 30)
     assert asked == [relaying.SO_SNDBUFFORCE, socket.SO_SNDBUF][: refused + 1]
+
+
+def test_the_send_buffer_is_4_mib_for_what_is_spliced_and_1_mib_for_what_is_copied() -> None:
+    assert (relaying.SEND_BUFFER, relaying.COPIED_SEND_BUFFER) == (4 << 20, 1 << 20)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket"])
+def test_an_output_that_is_ended_keeps_its_number_and_its_reader_reads_an_end_of_file(kind: str, ends: Ends) -> None:
+    fd, reader = (ends.wfd, ends.out.fileno()) if kind == "pipe" else (ends.sock.fileno(), ends.guest.fileno())
+    with socket.socket(fileno=os.dup(fd)) if kind == "socket" else nullcontext():  # as where stdin is the same socket
+        relaying.end_output(fd)
+        assert os.read(reader, 1) == b""
+    assert not os.get_inheritable(fd)

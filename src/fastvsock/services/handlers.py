@@ -12,7 +12,6 @@ import errno
 import os
 import signal
 import socket
-import stat
 from contextlib import ExitStack, closing
 from functools import partial
 from time import monotonic
@@ -23,7 +22,7 @@ from ..channels.dialling import DialRelay, dial
 from ..engines import has_closed
 from ..host.processes import Child, spawn
 from ..host.sock_diag import is_closed
-from ..relaying import GONE, Relay, RelayResult, half_close
+from ..relaying import GONE, Relay, RelayResult, end_output
 from ..stdio import log
 from .connection import Connection
 from .datagrams import connect_unix, deliver
@@ -97,15 +96,6 @@ def _check(result: RelayResult, stalled: float | None = None) -> None:
         )
     if error is not None:
         raise error
-
-
-def _end_output(fd: int) -> None:
-    """Let the reader of `fd` read an end of file, while the number stays taken: the relay still has it."""
-    if stat.S_ISSOCK(os.fstat(fd).st_mode):
-        return half_close(fd)  # closing it would do nothing where another descriptor is the same socket
-    null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
-    os.dup2(null, fd, inheritable=False)
-    os.close(null)
 
 
 def _turn_away(connection: Connection, terms: Terms) -> None:
@@ -242,8 +232,8 @@ class ToCommand:
     ) -> RelayResult:
         failed = True
         try:
-            end_output = partial(_end_output, to_child)
-            relay = _relay(connection, connection.sock, from_child, to_child, self._terms, end_output=end_output)
+            ends = from_child, to_child
+            relay = _relay(connection, connection.sock, *ends, self._terms, end_output=partial(end_output, to_child))
             result = connection.run(relay, connection.sock)
             if result.cut_off:
                 log(f"{connection.name}: {CUT_OFF}")
@@ -293,7 +283,7 @@ class ToStdio:
             linger=terms.linger,
             idle_timeout=terms.idle_timeout,
             engine=terms.engine,
-            end_output=partial(_end_output, 1),
+            end_output=partial(end_output, 1),
             start=connection.run_in_reserved_thread,
         )
         result = connection.run(relay, connection.sock)

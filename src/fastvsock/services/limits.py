@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 
 MAX_CONNECTIONS = 1023  # the VMM's own limit: Firecracker's vsock/unix/mod.rs
-# Of a connection: two sockets, the relay's wake-up pipe and eventfd, a pipe for each direction, and one that is open
-# only for a moment, to ask the kernel or read /proc.
+# Of a connection: two sockets, the relay's pair of sockets and eventfd by which it is woken, a pipe for each direction,
+# and one that is open only for a moment, to ask the kernel or read /proc.
 DESCRIPTORS = 2 + 3 + 4 + 1
 SPARE = 32  # descriptors for everything else
 SHORTAGE = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
