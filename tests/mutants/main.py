@@ -20,7 +20,7 @@ from cosmic_ray.work_item import TestOutcome
 
 from .copies import BUILD, prepare
 from .report import ENOUGH, figures, table
-from .session import open_session
+from .session import draw, open_session
 from .table import PACKAGE, TESTS
 
 GRACE = 30  # seconds for run_tests.py to clean up behind a mutant that has passed its limit
@@ -29,24 +29,28 @@ GRACE = 30  # seconds for run_tests.py to clean up behind a mutant that has pass
 class Runner:
     """Tries mutants, as many at a time as there are copies, until `give_up`."""
 
-    def __init__(self, copies: list[Path], limit: float, give_up: float) -> None:
+    def __init__(self, copies: list[Path], limit: float, give_up: float, sample: int | None) -> None:
         self._free: queue.SimpleQueue[Path] = queue.SimpleQueue()
         for copy in copies:
             self._free.put(copy)
-        self._jobs, self._limit, self._give_up = len(copies), limit, give_up
+        self._jobs, self._limit, self._give_up, self._sample = len(copies), limit, give_up, sample
 
     def run(self, module: str, database: WorkDB, again: bool) -> None:
         """Try what has survived, if `again`, and what is waiting. Each result is kept as soon as it is there."""
         results = database.completed_work_items if again else ()
         items = [item for item, work in results if work.test_outcome == TestOutcome.SURVIVED]
         items += database.pending_work_items
+        if self._sample is not None:
+            drawn = draw(database, self._sample)
+            items = [item for item in items if item.job_id in drawn]
         if not items or monotonic() >= self._give_up:
             return
-        self._check(module)
         with ThreadPoolExecutor(self._jobs) as threads:
+            check = threads.submit(self._check, module)
             futures = {threads.submit(self._try, module, item): item.job_id for item in items}
             tried = 0
             try:
+                check.result()
                 for future in as_completed(futures):
                     if future.result() is not None:
                         database.set_result(futures[future], future.result())
@@ -90,7 +94,8 @@ def main(arguments: list[str]) -> int:
         if options.budget:
             _lock(stack.enter_context((BUILD / "lock").open("w")))
             give_up = monotonic() + 60 * options.budget
-            runner = Runner([prepare(number) for number in range(options.jobs)], options.limit, give_up)
+            copies = [prepare(number) for number in range(options.jobs)]
+            runner = Runner(copies, options.limit, give_up, options.sample)
             for module, database in sessions.items():
                 runner.run(module, database, options.again)
         return _report(sessions)
@@ -125,6 +130,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--limit", type=float, default=180, help="seconds for a mutant's tests (default 180)")
     parser.add_argument(
         "--jobs", type=int, default=8, help="mutants at a time, each in a copy (default 8: most tests wait)"
+    )
+    parser.add_argument(
+        "--sample", type=int, metavar="N", help="only N mutants of each module, the same ones each time (default: all)"
     )
     parser.add_argument("--again", action="store_true", help="first try the survivors again, after tests were added")
     return parser

@@ -4,6 +4,7 @@ import ast
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from random import Random
 from typing import Any
 
 import cosmic_ray.commands
@@ -19,6 +20,7 @@ from .table import PACKAGE
 OPERATOR_PROVIDERS["own"] = OWN  # what the entry point of a plug-in would do
 
 Position = tuple[int, int]  # line and column
+SEED = 1  # of a sample
 
 
 def open_session(module: str) -> WorkDB:
@@ -36,6 +38,18 @@ def open_session(module: str) -> WorkDB:
             database.set_multiple_results(skipped, WorkResult(WorkerOutcome.SKIPPED))
         unfinished.rename(path)
     return WorkDB(path, WorkDB.Mode.open)
+
+
+def draw(database: WorkDB, count: int) -> set[str]:
+    """The jobs of `count` mutants of a session, drawn with a fixed seed: the same in each session of a source."""
+    skipped = {job for job, work in database.results if work.worker_outcome == WorkerOutcome.SKIPPED}
+    jobs = [item.job_id for item in sorted(database.work_items, key=_place) if item.job_id not in skipped]
+    return set(Random(SEED).sample(jobs, min(count, len(jobs))))
+
+
+def _place(item: Any) -> tuple[Position, str, int]:
+    mutation = item.mutations[0]
+    return mutation.start_pos, mutation.operator_name, mutation.occurrence
 
 
 def _counts(mutation: Any, source: str, unread: list[tuple[Position, Position]]) -> bool:
