@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from support import HANG, Listener, connecting, pattern
-from support.faults import await_end, complaint, say_hello
+from support.faults import await_end, complaint, push, reset, say_hello
 
 PORT = 5003
 Pair = Callable[[], tuple[socket.socket, socket.socket]]
@@ -31,6 +31,45 @@ def test_a_socket_as_stdin_and_stdout_whose_peer_closes_ends_it(listener: Listen
             assert ours.recv(10) == b"hello"
             ours.close()  # nothing was ever sent, so that there is no half-close either
             await_end(far)
+        assert complaint(child) == (0, [])
+
+
+@pytest.mark.parametrize("after", ["nothing", "a half-close", "more than the guest reads"])
+def test_a_tcp_client_that_resets_ends_it_although_the_guest_is_silent(
+    listener: Listener, engine: str, after: str
+) -> None:
+    ours, theirs = tcp_pair()
+    options = ("--linger", "inf")
+    with connecting(listener.uds, PORT, *options, engine=engine, stdin=theirs, stdout=theirs) as child:
+        theirs.close()
+        with ours, listener.accept() as far:
+            ours.sendall(b"hello")
+            assert far.recv(9) == b"hello"
+            if after == "a half-close":
+                ours.shutdown(socket.SHUT_WR)
+                time.sleep(0.2)  # the relay has met the end of its input, and goes on
+                far.sendall(b"answer")
+                assert ours.recv(9) == b"answer"
+            elif after == "more than the guest reads":
+                push(ours.fileno(), bytes(20 << 20))
+            reset(ours)
+            assert complaint(child) == (0, [])
+            await_end(far)
+
+
+def test_a_half_close_of_a_tcp_client_is_not_its_end(listener: Listener, engine: str) -> None:
+    ours, theirs = tcp_pair()
+    with ours, connecting(listener.uds, PORT, engine=engine, stdin=theirs, stdout=theirs) as child:
+        theirs.close()
+        with listener.accept() as far:
+            ours.sendall(b"ask")
+            ours.shutdown(socket.SHUT_WR)
+            assert far.recv(9) == b"ask"
+            assert far.recv(9) == b"", "passed on after --linger"
+            time.sleep(0.5)
+            far.sendall(b"answer")
+        assert ours.recv(9) == b"answer"
+        assert ours.recv(9) == b""
         assert complaint(child) == (0, [])
 
 

@@ -4,6 +4,7 @@ import errno
 import os
 import socket
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 
@@ -181,3 +182,32 @@ def test_a_relays_seconds_are_those_from_its_start_to_its_end(
 
     relay._up.run = run  # type: ignore[method-assign]
     assert relay.run().seconds == 2.5
+
+
+@pytest.mark.parametrize(
+    ("sent_at", "received_at", "linger", "ended", "half_closed", "cut_off"),
+    [
+        (7.0, 0.0, None, "guest", True, True),
+        (7.0, 6.0, None, "guest", True, True),
+        (7.0, 7.0, None, "guest", True, False),
+        (7.0, 8.0, 2.0, "guest", True, False),
+        (7.0, 6.0, None, "guest", False, False),
+        (7.0, 6.0, None, "reader", True, False),
+        (7.0, 6.0, 0.0, "guest", True, False),
+        (7.0, 6.0, 1.0, "guest", True, True),
+    ],
+)
+def test_an_answer_may_be_lost_where_the_guest_ended_after_a_half_close_with_the_last_word_ours(
+    sent_at: float,
+    received_at: float,
+    linger: float | None,
+    ended: str,
+    half_closed: bool,
+    cut_off: bool,
+    make: Callable[..., Relay],
+) -> None:
+    relay = make(linger=linger)
+    relay._has_half_closed = half_closed
+    relay._up = SimpleNamespace(moved=1, moved_at=sent_at)  # type: ignore[assignment]
+    relay._down = SimpleNamespace(moved=bool(received_at), moved_at=received_at)  # type: ignore[assignment]
+    assert relay._is_cut_off(ended) is cut_off

@@ -4,6 +4,7 @@ import gc
 import os
 import select
 import socket
+import struct
 import subprocess
 import time
 
@@ -32,6 +33,12 @@ def await_end(sock: socket.socket) -> None:
             pass
     except ConnectionResetError:
         pass
+
+
+def reset(sock: socket.socket) -> None:
+    """Close a TCP connection so that its peer gets a reset and no end of file: socket(7), SO_LINGER."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
 
 
 def push(fd: int, data: bytes) -> int:
