@@ -11,7 +11,7 @@ from support.sockets import listening, take
 PORT = 5003
 
 
-def test_no_answer_in_time_is_told_with_the_time(listener: Listener) -> None:
+def test_no_answer_in_time_is_reported_with_the_time(listener: Listener) -> None:
     done = run("--timeout", "0.3", listener.uds, str(PORT))
     sentence(done, f"{listener.uds}: no answer for guest port {PORT} within 0.3 s", "--timeout")
 

@@ -84,7 +84,7 @@ def test_d3_a_guest_that_stands_still_before_it_reads_is_no_silence(endpoint: En
     assert (done.returncode, done.stdout) == (0, summary(payload))
 
 
-def test_d4_a_port_that_is_none_is_told_in_a_sentence(endpoint: Endpoint) -> None:
+def test_d4_an_invalid_port_is_reported_in_a_sentence(endpoint: Endpoint) -> None:
     done = run(endpoint.uds, "ssh")
     assert done.stderr.decode() == "fastvsock: invalid guest port 'ssh': expected a number from 0 to 4294967295\n"
 
@@ -269,7 +269,7 @@ def test_the_guest_connects_to_the_host(endpoint: Endpoint) -> None:
         path.unlink()
 
 
-def test_a_guest_that_calls_where_nobody_listens_is_told_so(endpoint: Endpoint) -> None:
+def test_a_guest_that_calls_where_nobody_listens_is_refused(endpoint: Endpoint) -> None:
     done = run(endpoint.uds, str(COMMAND), input=b"back 5556 10\n")
     assert done.stdout.startswith(b"back ")
     assert done.stdout != b"back ok\n"

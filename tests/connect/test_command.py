@@ -63,7 +63,7 @@ def test_where_the_guest_cannot_be_reached_no_command_is_run(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("name", "status", "reason"), [("no-such-command", 127, "No such file"), ("/etc/passwd", 126, "Permission denied")]
 )
-def test_a_command_that_cannot_be_run_is_told_with_a_shells_status(
+def test_a_command_that_cannot_be_run_is_reported_with_a_shells_status(
     listener: Listener, name: str, status: int, reason: str
 ) -> None:
     with started(command(listener.uds, "22", "--", name)) as child, listener.accept() as guest:
@@ -101,7 +101,7 @@ def test_what_follows_uds_port_and_two_dashes_is_the_command(words: list[str], e
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "said"),
     [
         (["u", "1", "--"], "missing COMMAND after --"),
         (["--", "u", "1", "--"], "missing COMMAND after --"),
@@ -111,8 +111,8 @@ def test_what_follows_uds_port_and_two_dashes_is_the_command(words: list[str], e
         (["u", "1", "c"], "got 3 arguments"),
     ],
 )
-def test_a_command_line_that_makes_no_sense_is_told(words: list[str], told: str) -> None:
-    with pytest.raises((errors.UsageError, errors.PortError), match=told):
+def test_an_invalid_command_line_is_reported(words: list[str], said: str) -> None:
+    with pytest.raises((errors.UsageError, errors.PortError), match=said):
         runcvm_vsock_connect.parse(words, "connect")
 
 

@@ -246,8 +246,8 @@ def test_on_a_terminal_a_wait_after_the_end_of_stdin_is_explained_once(endpoint:
             child.stdin.close()
             assert child.wait(HANG) == 0
         os.close(theirs)
-        told = os.read(ours, 4096)
-        assert told.startswith(b"fastvsock: stdin has ended; waiting for the guest")
-        assert told.count(b"\n") == 1
+        said = os.read(ours, 4096)
+        assert said.startswith(b"fastvsock: stdin has ended; waiting for the guest")
+        assert said.count(b"\n") == 1
     finally:
         os.close(ours)

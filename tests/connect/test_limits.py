@@ -27,7 +27,7 @@ runcvm_vsock_connect.main()
 
 @pytest.mark.parametrize("limit", range(3, 14))
 @pytest.mark.parametrize("kind", KINDS)
-def test_with_few_descriptors_it_works_or_tells_what_is_missing(
+def test_with_few_descriptors_it_works_or_reports_what_is_missing(
     listener: Listener, engine: str, kind: str, limit: int
 ) -> None:
     ends = Ends(kind)

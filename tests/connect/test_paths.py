@@ -47,23 +47,23 @@ def test_a_socket_that_does_not_exist_is_named_with_its_port(tmp_path: Path) -> 
     sentence(run(uds, str(PORT)), f"{uds}: no such socket", str(PORT), "is the VMM running", "--wait")
 
 
-def test_a_missing_folder_is_told_as_a_missing_socket(tmp_path: Path) -> None:
+def test_a_missing_folder_is_reported_as_a_missing_socket(tmp_path: Path) -> None:
     uds = str(tmp_path / "no" / "such" / "v.sock")
     sentence(run(uds, str(PORT)), f"{uds}: no such socket", str(PORT))
 
 
-def test_a_file_in_the_place_of_a_folder_is_told_as_a_missing_socket(tmp_path: Path) -> None:
+def test_a_file_in_the_place_of_a_folder_is_reported_as_a_missing_socket(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     uds = str(tmp_path / "file" / "v.sock")
     sentence(run(uds, str(PORT)), f"{uds}: no such socket", str(PORT))
 
 
-def test_an_empty_path_is_told_as_such_and_not_waited_for() -> None:
-    told = "fastvsock: the path of the UDS is empty (for guest port"
-    sentence(run("--wait", str(10 * HANG), "", str(PORT)), told, str(PORT), "uds_path")
+def test_an_empty_path_is_reported_as_such_and_not_waited_for() -> None:
+    said = "fastvsock: the path of the UDS is empty (for guest port"
+    sentence(run("--wait", str(10 * HANG), "", str(PORT)), said, str(PORT), "uds_path")
 
 
-def test_a_socket_missing_behind_a_long_path_is_told_like_any_other(tmp_path: Path) -> None:
+def test_a_socket_missing_behind_a_long_path_is_reported_like_any_other(tmp_path: Path) -> None:
     uds = f"{tmp_path}/{'d' * 200}/v.sock"
     sentence(run(uds, str(PORT)), f"{uds}: no such socket", str(PORT), "--wait")
 
@@ -108,7 +108,7 @@ def test_a_stale_socket_says_that_nobody_listens(listener: Listener) -> None:
     sentence(run(listener.uds, str(PORT)), f"{listener.uds}: connection refused", str(PORT), "nobody listens", "--wait")
 
 
-def test_bytes_of_a_path_that_are_no_text_are_still_told(tmp_path: Path) -> None:
+def test_bytes_of_a_path_that_are_not_text_are_still_reported(tmp_path: Path) -> None:
     uds = os.fsdecode(os.fsencode(tmp_path) + b"/\xff.sock")
     sentence(run(uds, str(PORT)), "/\\xff.sock: no such socket", str(PORT))
 

@@ -10,7 +10,7 @@ from support.sockets import listening, take
 
 
 @pytest.mark.parametrize("port", ["", " ", "ssh", "5003x", "0x10", "5e3", "1_000", "+5", " 5", "5.0", "4294967296"])
-def test_a_port_that_is_no_guest_port_is_told(port: str, tmp_path: Path) -> None:
+def test_an_invalid_port_is_reported(port: str, tmp_path: Path) -> None:
     sentence(run(str(tmp_path / "v.sock"), port), f"invalid guest port {port!r}", "0 to 4294967295")
 
 

@@ -17,7 +17,7 @@ PORT = 5003
 OPEN_FILES = resource.RLIMIT_NOFILE
 
 
-def test_no_descriptor_left_for_the_socket_is_told(tmp_path: Path) -> None:
+def test_no_descriptor_left_for_the_socket_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "v.sock"
     with listening(path) as sock, connecting(str(path), PORT, "--wait", "60") as child:
         connection = take(sock)
@@ -26,7 +26,7 @@ def test_no_descriptor_left_for_the_socket_is_told(tmp_path: Path) -> None:
         sentence(outcome(child), f"{path}: cannot connect to guest port {PORT}: Too many open files")
 
 
-def test_no_descriptor_left_for_the_relay_is_told(tmp_path: Path, engine: str) -> None:
+def test_no_descriptor_left_for_the_relay_is_reported(tmp_path: Path, engine: str) -> None:
     path = tmp_path / "v.sock"
     with listening(path) as sock, connecting(str(path), PORT, engine=engine) as child, take(sock) as connection:
         resource.prlimit(child.pid, OPEN_FILES, (4, 4))
@@ -74,7 +74,7 @@ def test_a_full_backlog_that_empties_in_time_is_no_error(tmp_path: Path) -> None
     assert (done.returncode, done.stdout, done.stderr) == (0, b"payload", b"")
 
 
-def test_no_space_for_the_output_is_told(listener: Listener, engine: str) -> None:
+def test_no_space_for_the_output_is_reported(listener: Listener, engine: str) -> None:
     with (
         open("/dev/full", "wb") as full,
         connecting(listener.uds, PORT, engine=engine, stdout=full) as child,
@@ -85,7 +85,7 @@ def test_no_space_for_the_output_is_told(listener: Listener, engine: str) -> Non
     sentence(done, "cannot write the output: No space left on device")
 
 
-def test_a_stdin_that_cannot_be_read_is_told(listener: Listener, engine: str, tmp_path: Path) -> None:
+def test_a_stdin_that_cannot_be_read_is_reported(listener: Listener, engine: str, tmp_path: Path) -> None:
     # Not a directory: with that as stdin CPython refuses to start.
     with (
         open(tmp_path / "file", "wb") as unreadable,
@@ -119,7 +119,7 @@ def test_splice_is_not_there_without_its_extension(listener: Listener, tmp_path:
     assert (done.returncode, done.stdout, done.stderr) == (0, b"payload", b"")
 
 
-def test_an_engine_that_the_environment_misspells_is_told(listener: Listener) -> None:
+def test_an_engine_that_the_environment_misspells_is_reported(listener: Listener) -> None:
     arguments = [*called("runcvm-vsock-connect"), listener.uds, str(PORT)]
     with started(arguments, env={**os.environ, "FASTVSOCK_ENGINE": "warp"}) as child, listener.accept():
         sentence(outcome(child), "unknown engine 'warp' (from FASTVSOCK_ENGINE): use auto, splice or copy")

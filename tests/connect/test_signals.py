@@ -130,7 +130,7 @@ def test_ctrl_c_during_the_start_of_one_that_ignores_it_is_ignored() -> None:
     assert (done.returncode, done.stdout[:20]) == (0, b"runcvm-vsock-connect")
 
 
-def test_importing_the_program_leaves_ctrl_c_to_whoever_imports_it() -> None:
+def test_importing_the_program_leaves_ctrl_c_to_the_program_that_imports_it() -> None:
     look = "import signal; before = signal.getsignal(2); import fastvsock.runcvm_vsock_connect as it; "
     look += "assert signal.getsignal(2) == before"
     subprocess.run([sys.executable, "-c", look], timeout=HANG, check=True)

@@ -106,7 +106,7 @@ def forwarders_while_a_session_runs(way: Way, guest: Guest) -> int:
 
 
 def command_lines(guest: Guest) -> Iterator[list[bytes]]:
-    """Those of the processes that the guest's UDS is told to."""
+    """Those of the processes that have the guest's UDS as an argument."""
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             words = path.read_bytes().split(b"\0")
@@ -132,7 +132,7 @@ def test_fdpass_passes_the_connection_from_its_first_byte_of_payload_on(listener
                 assert guest.recv(6) == b"answer"
 
 
-def test_fdpass_to_what_takes_no_descriptor_is_told_in_a_sentence(listener: Listener) -> None:
+def test_fdpass_to_what_takes_no_descriptor_is_reported_in_a_sentence(listener: Listener) -> None:
     with started(command("--fdpass", listener.uds, "22")) as child, listener.accept():
         assert child.wait(HANG) == 1
         said = child.stderr.read().decode()
@@ -140,7 +140,7 @@ def test_fdpass_to_what_takes_no_descriptor_is_told_in_a_sentence(listener: List
     assert said.count("\n") == 1
 
 
-def test_a_guest_that_refuses_is_told_by_the_client(guest: Guest) -> None:
+def test_a_guest_that_refuses_is_reported_by_the_client(guest: Guest) -> None:
     need("ssh")
     for way in (guest.ssh(port=NOBODY), guest.ssh(*FDPASS, port=NOBODY, connect=("--fdpass",))):
         done = in_guest(way, "true")

@@ -14,7 +14,7 @@ from support.sockets import listening, take
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "said"),
     [
         ([], "expected UDS and PORT, got 0 arguments"),
         (["v.sock"], "expected UDS and PORT, got 1 argument"),
@@ -42,7 +42,7 @@ from support.sockets import listening, take
     ],
     ids=lambda value: ascii(" ".join(map(str, value))) or "nothing" if isinstance(value, list) else "",
 )
-def test_wrong_usage_ends_with_2_and_shows_the_usage(arguments: list[str], told: str) -> None:
+def test_wrong_usage_ends_with_2_and_shows_the_usage(arguments: list[str], said: str) -> None:
     done = subprocess.run(
         [*called("runcvm-vsock-connect"), *arguments],
         stdin=subprocess.DEVNULL,
@@ -52,7 +52,7 @@ def test_wrong_usage_ends_with_2_and_shows_the_usage(arguments: list[str], told:
     )
     first, usage = done.stderr.decode().splitlines()
     assert (done.returncode, done.stdout) == (2, b"")
-    assert first == f"fastvsock: {told}"
+    assert first == f"fastvsock: {said}"
     assert usage.startswith("usage: ")
     assert "UDS PORT" in usage
 

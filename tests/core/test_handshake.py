@@ -31,7 +31,7 @@ answers = st.one_of(st.binary(max_size=32), st.text("OK 019\n\r", max_size=20).m
 
 
 def expected(data: bytes) -> int | type[ValueError] | None:
-    """What parse_reply shall say, by two patterns: a whole reply, and the beginning of one."""
+    """What parse_reply has to say, by two patterns: a whole reply, and the beginning of one."""
     whole = re.match(rb"OK [0-9]{1,10}\n", data)
     if whole:
         return whole.end()

@@ -17,7 +17,7 @@ from support import HANG, descriptors, pattern, python, read_exactly, write_all
 from support.relays import Ends, Start
 
 
-def test_a_relay_tells_what_it_did(ends: Ends, start: Start, engine: str) -> None:
+def test_a_result_says_what_the_relay_did(ends: Ends, start: Start, engine: str) -> None:
     relay = start()
     ends.feed.write(b"12345")
     assert ends.guest.recv(100) == b"12345"
@@ -99,9 +99,9 @@ def test_a_socket_that_is_closed_is_raised(closed: Callable[[socket.socket], Non
 
 
 @pytest.mark.parametrize("number", [-1, 999, 1 << 40])
-@pytest.mark.parametrize(("end", "told"), [("rfd", "cannot read the input"), ("wfd", "cannot write the output")])
-def test_a_descriptor_that_is_not_open_is_raised(end: str, told: str, number: int, ends: Ends, start: Start) -> None:
-    with pytest.raises(fastvsock.StreamError, match=f"{told}: Bad file descriptor") as caught:
+@pytest.mark.parametrize(("end", "said"), [("rfd", "cannot read the input"), ("wfd", "cannot write the output")])
+def test_a_descriptor_that_is_not_open_is_raised(end: str, said: str, number: int, ends: Ends, start: Start) -> None:
+    with pytest.raises(fastvsock.StreamError, match=f"{said}: Bad file descriptor") as caught:
         start(**{end: number}).result(HANG)
     assert caught.value.errno == errno.EBADF
     assert ends.sock.getblocking()

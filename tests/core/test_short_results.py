@@ -214,7 +214,7 @@ def test_two_sockets_are_copied_where_there_is_no_pipe_for_between(
     ],
     ids=["no thread", "no descriptor"],
 )
-def test_what_a_relay_cannot_do_without_is_told(
+def test_what_a_relay_cannot_do_without_is_reported(
     listener: Listener, shim: Shim, engine: str, fail: list[str], sentence: bytes
 ) -> None:
     with connecting(listener.uds, 5000, engine=engine, env=shim.environment(fail=fail)) as child:

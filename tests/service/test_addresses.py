@@ -33,7 +33,7 @@ def test_an_invalid_address_is_reported_with_what_is_expected(address: str) -> N
         addresses.parse(address, remote=True)
 
 
-def test_a_port_that_is_taken_is_told_in_a_sentence(far_end: FarEnd) -> None:
+def test_a_port_that_is_taken_is_reported_in_a_sentence(far_end: FarEnd) -> None:
     with serving("proxy", far_end.uds, "7") as proxy:
         done = run_proxy("--listen", proxy.address, far_end.uds, "7")
     assert done.returncode == 1

@@ -22,7 +22,7 @@ def test_the_port_file_is_whole_from_its_first_moment_and_goes_with_the_proxy(fa
     assert [entry.name for entry in tmp_path.iterdir()] == ["far.sock"]
 
 
-def test_a_port_file_that_cannot_be_written_is_told_in_a_sentence(far_end: FarEnd, tmp_path: Path) -> None:
+def test_a_port_file_that_cannot_be_written_is_reported_in_a_sentence(far_end: FarEnd, tmp_path: Path) -> None:
     done = run_proxy("--port-file", str(tmp_path / "no" / "port"), far_end.uds, "7")
     assert done.returncode == 1
     assert done.stderr.count(b"\n") == 1
@@ -38,7 +38,7 @@ def test_the_ready_descriptor_gets_the_address_and_its_end(far_end: FarEnd) -> N
 
 
 @pytest.mark.parametrize("abstract", [False, True], ids=["path", "abstract"])
-def test_the_service_manager_is_told_of_start_and_stop(far_end: FarEnd, tmp_path: Path, abstract: bool) -> None:
+def test_the_service_manager_is_notified_of_start_and_stop(far_end: FarEnd, tmp_path: Path, abstract: bool) -> None:
     name = f"@fastvsock-{os.getpid()}-{tmp_path.name}" if abstract else str(tmp_path / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.settimeout(HANG)
@@ -63,7 +63,7 @@ def test_sockets_passed_to_another_process_are_not_touched(far_end: FarEnd) -> N
         assert ask(proxy.address, b"x") == b"x"
 
 
-def test_a_passed_descriptor_that_does_not_listen_is_told_in_a_sentence(far_end: FarEnd) -> None:
+def test_a_passed_descriptor_that_does_not_listen_is_reported_in_a_sentence(far_end: FarEnd) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         done = subprocess.run(

@@ -13,7 +13,7 @@ from support import HANG
 from support.services import FarEnd, ask, connect, eventually, receive, serving
 
 
-def test_a_child_whose_relay_cannot_start_is_told_and_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_child_whose_relay_cannot_start_is_ended_and_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise errors.RelayError("cannot relay", errno.EIO)
 

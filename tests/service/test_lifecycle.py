@@ -48,7 +48,7 @@ def test_a_grace_without_end_ends_with_the_command(far_end: FarEnd) -> None:
     assert (done.returncode, done.stderr) == (3, b"")
 
 
-def test_the_service_manager_is_told_of_the_stop_once(far_end: FarEnd, tmp_path: Path) -> None:
+def test_the_service_manager_is_notified_of_the_stop_once(far_end: FarEnd, tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(tmp_path / "notify"))
         manager.settimeout(HANG)
@@ -187,7 +187,7 @@ def test_a_hang_up_reaches_the_command_once(far_end: FarEnd, tmp_path: Path) -> 
 # A command that the proxy cannot handle
 
 
-def test_a_signal_that_may_not_be_passed_on_is_told_and_the_command_goes_on(far_end: FarEnd) -> None:
+def test_a_signal_that_may_not_be_passed_on_is_reported_and_the_command_goes_on(far_end: FarEnd) -> None:
     script = "import os; kill = os.kill\ndef bent(pid, number):\n    if number: raise PermissionError\nos.kill = bent"
     words = script_command(script, "proxy", far_end.uds, "7", "--", "sh", "-c", "echo ready; read x; exit 5")
     with started(words) as child:
@@ -204,13 +204,13 @@ def test_whatever_goes_wrong_the_command_is_not_left_alone(far_end: FarEnd, tmp_
         "def bent(self, timeout): step(self, 0.2); raise RuntimeError('bent')\n"
         "acceptor.Service.step = bent"
     )
-    shell = f"trap 'touch {tmp_path}/told; exit' TERM; echo ready; while :; do sleep 0.05; done"
+    shell = f"trap 'touch {tmp_path}/ended; exit' TERM; echo ready; while :; do sleep 0.05; done"
     with started(script_command(script, "proxy", far_end.uds, "7", "--", "sh", "-c", shell)) as child:
         assert child.stdout.readline() == b"ready\n"
         time.sleep(0.5)
         child.terminate()
         child.communicate(timeout=HANG)
-    assert (tmp_path / "told").exists()
+    assert (tmp_path / "ended").exists()
 
 
 # Closed standard descriptors

@@ -28,7 +28,7 @@ def limited(option: str) -> list[str]:
     return ["sh", "-c", f'ulimit {option}; exec "$@"', "sh"]
 
 
-def test_a_shortage_can_be_told_from_what_stays_so() -> None:
+def test_a_shortage_has_an_errno_of_its_own() -> None:
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
     try:

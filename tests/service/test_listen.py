@@ -103,7 +103,7 @@ def test_what_a_child_did_not_read_is_no_error_for_the_guest(tmp_path: Path, eng
                 assert receive(guest) == b"x"  # and no ECONNRESET, as after a close with unread input
 
 
-def test_a_child_is_told_when_the_guest_closes(tmp_path: Path, engine: str) -> None:
+def test_a_child_reads_an_end_of_file_when_the_guest_closes(tmp_path: Path, engine: str) -> None:
     uds = str(tmp_path / "v.sock")
     script = f"cat >/dev/null; echo ended >{tmp_path}/ended"
     with serving("listen", uds, str(PORT), "--", "sh", "-c", script, engine=engine) as service:

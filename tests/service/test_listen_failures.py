@@ -43,7 +43,7 @@ def test_a_command_that_is_not_there_closes_the_connection_with_one_line(tmp_pat
         (["--"], "missing COMMAND after --"),
     ],
 )
-def test_wrong_usage_is_told_in_a_sentence(tmp_path: Path, arguments: list[str], words: str) -> None:
+def test_wrong_usage_is_reported_in_a_sentence(tmp_path: Path, arguments: list[str], words: str) -> None:
     done = subprocess.run(
         listening_on(str(tmp_path / "v.sock"), *arguments), capture_output=True, timeout=HANG, check=False
     )

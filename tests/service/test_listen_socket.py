@@ -11,7 +11,7 @@ from support.listen import PORT, listening_on, on_stdio
 from support.services import connect, eventually, is_alive, receive, serving
 
 
-def test_the_socket_is_its_owners_alone_unless_told_otherwise_and_goes_with_the_service(tmp_path: Path) -> None:
+def test_the_socket_is_its_owners_alone_unless_asked_otherwise_and_goes_with_the_service(tmp_path: Path) -> None:
     path = tmp_path / f"v.sock_{PORT}"
     for options, mode in (((), 0o600), (("--mode", "660"), 0o660)):
         with serving("listen", *options, str(tmp_path / "v.sock"), str(PORT), "--", "cat", umask=0) as service:

@@ -55,14 +55,14 @@ def test_a_lock_on_the_folder_holds_up_neither_start_nor_end(far_end: FarEnd, tm
         assert not path.exists()
 
 
-def test_a_stale_socket_that_is_locked_is_told_in_a_sentence(tmp_path: Path) -> None:
+def test_a_stale_socket_that_is_locked_is_reported_in_a_sentence(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as stale:
         stale.bind(str(tmp_path / "stale"))
     with locked(tmp_path), pytest.raises(errors.FastvsockError, match="another process keeps its folder locked"):
         listeners.open_listener(addresses.Address(path=str(tmp_path / "stale")))
 
 
-def test_a_passed_socket_of_another_family_is_told_in_a_sentence(far_end: FarEnd) -> None:
+def test_a_passed_socket_of_another_family_is_reported_in_a_sentence(far_end: FarEnd) -> None:
     try:
         passed = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
         passed.bind((socket.VMADDR_CID_ANY, socket.VMADDR_PORT_ANY))

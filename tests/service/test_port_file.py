@@ -88,7 +88,7 @@ def takes_signals(pid: int) -> bool:
 
 
 @pytest.mark.parametrize("number", ["-1", "3", "4", "5", "6", "99", "99999999999"])
-def test_a_ready_descriptor_that_is_not_open_is_told_before_anything_else(far_end: FarEnd, number: str) -> None:
+def test_a_ready_descriptor_that_is_not_open_is_reported_before_anything_else(far_end: FarEnd, number: str) -> None:
     expected = "expected the number of a descriptor that is open for writing"
     words = service_command("proxy", "--ready-fd", number, far_end.uds, "7")
     with started(words) as child:

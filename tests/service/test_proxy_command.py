@@ -32,13 +32,13 @@ def test_the_command_gets_the_path_of_a_unix_socket(far_end: FarEnd, tmp_path: P
     assert not path.exists()
 
 
-def test_a_placeholder_without_a_value_is_told_in_a_sentence(far_end: FarEnd) -> None:
+def test_a_placeholder_without_a_value_is_reported_in_a_sentence(far_end: FarEnd) -> None:
     done = run_proxy(far_end.uds, "7", "--", "echo", "{uds}")
     assert (done.returncode, done.stdout) == (2, b"")
     assert b"{uds} in the command has no value" in done.stderr
 
 
-def test_a_command_that_is_not_there_is_told_in_a_sentence(far_end: FarEnd, tmp_path: Path) -> None:
+def test_a_command_that_is_not_there_is_reported_in_a_sentence(far_end: FarEnd, tmp_path: Path) -> None:
     done = run_proxy("--port-file", str(tmp_path / "port"), far_end.uds, "7", "--", "no-such-command")
     assert done.returncode == 127
     assert done.stderr == b"fastvsock: cannot run no-such-command: No such file or directory\n"

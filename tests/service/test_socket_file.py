@@ -20,9 +20,9 @@ def test_a_datagram_socket_with_a_peer_is_left_alone(tmp_path: Path) -> None:
         held.bind(str(path))
         peer.bind(str(tmp_path / "peer"))
         held.connect(str(tmp_path / "peer"))
-        with SocketFile(str(path)) as file, pytest.raises(OSError, match=socket_file.IN_USE) as told:
+        with SocketFile(str(path)) as file, pytest.raises(OSError, match=socket_file.IN_USE) as caught:
             file.listen(1)
-    assert told.value.errno == errno.EADDRINUSE
+    assert caught.value.errno == errno.EADDRINUSE
     assert path.is_socket()
 
 
@@ -66,6 +66,6 @@ def test_one_thread_at_a_time_changes_the_umask() -> None:
     assert os.umask(before) == 0o22
 
 
-def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_there_is_reported(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         SocketFile(str(tmp_path / "not" / "v.sock"))

@@ -21,7 +21,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
-def test_the_other_end_is_told_by_user_and_inode(way: str, host: str) -> None:
+def test_the_other_end_is_found_with_its_user_and_inode(way: str, host: str) -> None:
     with connected(host) as (client, accepted):
         inode = os.fstat(client.fileno()).st_ino
         assert sock_diag.other_end(accepted) == (1, os.getuid(), inode)

@@ -17,7 +17,7 @@ CONNECTED = "import os, socket, sys; s = socket.create_connection(('127.0.0.1', 
 ASK = CONNECTED + "s.sendall(b'ask'); print(s.recv(3).decode() or 'closed', flush=True)"
 
 
-def test_a_strangers_connection_is_closed_and_told(far_end: FarEnd, where: str, tmp_path: Path) -> None:
+def test_a_strangers_connection_is_closed_and_reported(far_end: FarEnd, where: str, tmp_path: Path) -> None:
     port_file = tmp_path / "port"
     command = ("sh", "-c", "echo ready; read line")
     arguments = ("--listen", where, "--port-file", str(port_file), far_end.uds, "7", "--", *command)

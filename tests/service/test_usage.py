@@ -27,7 +27,7 @@ from support.services import FarEnd, run_proxy, service_command
         (["--port-file", ""], "the path is empty"),
     ],
 )
-def test_an_option_out_of_range_is_told_with_the_range(arguments: list[str], words: str) -> None:
+def test_an_option_out_of_range_is_reported_with_the_range(arguments: list[str], words: str) -> None:
     done = subprocess.run(
         service_command("proxy", *arguments, "/v.sock", "7", "--", "echo", "started"),
         capture_output=True,
@@ -88,7 +88,7 @@ def test_the_names_of_the_first_version_still_work(far_end: FarEnd, tmp_path: Pa
     assert done.stdout.decode() == f"{tmp_path}/u {tmp_path}/u\n"
 
 
-def test_a_placeholder_that_nothing_filled_in_is_told() -> None:
+def test_a_placeholder_that_nothing_filled_in_is_reported() -> None:
     for words, said in ((["ssh -p {port}"], 1), (["{port}", "{port} {x}"], 0), (["{x} y"], 0)):
         done = subprocess.run(
             service_command("proxy", "/v.sock", "7", "--", "echo", *words),
