@@ -75,6 +75,18 @@ def test_after_the_commands_end_a_signal_ends_the_service_now(stage: Stage) -> N
     assert stage.said == ["closed 1 open connection"]
 
 
+def test_a_signal_that_comes_together_with_the_commands_end_ends_the_service_now(stage: Stage) -> None:
+    def end_and_signal() -> None:
+        stage.end_command(0)()
+        stage.signal(SIGTERM)()
+
+    stage.service.open = [Connection(pending=True)]
+    stage.service.is_ours = True
+    assert stage.run(end_and_signal, with_command=True, grace=60.0) == 143
+    assert len(stage.service.waits) == 1
+    assert stage.service.done[-3:] == ["cut", "children have 1.0 s", "flush"]
+
+
 @pytest.mark.parametrize(("is_ours", "status", "result"), [(True, 0, 1), (False, 0, 0), (True, 7, 7)])
 def test_connections_of_the_command_that_the_grace_cuts_off_are_a_failure(
     is_ours: bool, status: int, result: int, stage: Stage

@@ -12,6 +12,8 @@ from fastvsock import errors
 from fastvsock.services import acceptor
 from fastvsock.services.acceptor import Rejections, Service
 from fastvsock.services.connection import Connection
+from fastvsock.services.handlers import ToSocket
+from fastvsock.services.terms import Terms
 from support.acceptors import Policy, Stage, failing
 from support.services import connected
 
@@ -164,7 +166,7 @@ def test_on_a_machine_that_has_just_started_the_first_rejection_has_a_line(stage
 # Sockets
 
 
-OPTIONS = {
+OPTIONS = {  # where there is no delay, and a peer is asked every 15 seconds whether it is there
     (socket.IPPROTO_TCP, socket.TCP_NODELAY): 1,
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE): 1,
     (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE): 15,
@@ -174,12 +176,17 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
-def test_a_tcp_client_is_named_and_asked_every_15_seconds_whether_it_is_there(host: str) -> None:
+def test_a_tcp_client_is_named_and_has_its_options_set(host: str) -> None:
     with connected(host) as (client, accepted):
         accepted.setblocking(False)
         assert acceptor._prepare(accepted, client.getsockname()) == f"{host} port {client.getsockname()[1]}"
         assert accepted.getblocking()
         assert {option: accepted.getsockopt(*option) for option in OPTIONS} == OPTIONS
+
+
+def test_a_connection_to_a_tcp_server_of_the_host_has_them_too() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, ToSocket(server.getsockname(), Terms())._connect() as near:
+        assert {option: near.getsockopt(*option) for option in OPTIONS} == OPTIONS
 
 
 @pytest.mark.parametrize("missing", OPTIONS)

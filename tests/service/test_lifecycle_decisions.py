@@ -38,6 +38,7 @@ def test_a_service_that_is_to_be_silent_prints_nothing(stage: Stage, capfd: pyte
 
 def test_the_port_file_is_there_while_it_serves_and_gone_after(stage: Stage, tmp_path: Path) -> None:
     path, seen = tmp_path / "port", []
+    stage.service.listeners.append(SimpleNamespace(address=Address("127.0.0.1", 4712)))
     stage.begin()
     stage.run(lambda: seen.append(path.read_text()), stage.signal(SIGTERM), port_file=str(path))
     assert seen == ["4711\n"]

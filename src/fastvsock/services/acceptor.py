@@ -16,12 +16,12 @@ import socket
 import threading
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 from time import monotonic
 
 from .. import errors, stdio
 from ..engines import _copy  # noqa: F401 (with no descriptor left, the engine to fall back to could not be loaded)
 from ..host.listeners import BACKLOG, Listener
+from ..host.tcp import set_options
 from ..stdio import log
 from .connection import Connection
 from .limits import SHORTAGE_PAUSE
@@ -42,9 +42,6 @@ if TYPE_CHECKING:
 
 LONGEST_STEP = 3600.0  # seconds; poll(2) takes 24 days at most
 LOG_EVERY = 1.0  # seconds between two lines about rejected connections
-
-# By keepalive this side notices a client that closed without a word: its kernel answers for it for a minute.
-KEEP_ALIVE = ((socket.TCP_KEEPIDLE, 15), (socket.TCP_KEEPINTVL, 15), (socket.TCP_KEEPCNT, 4))
 
 
 class Rejections:
@@ -278,11 +275,5 @@ def _prepare(sock: socket.socket, address: object) -> str:
     sock.setblocking(True)
     if sock.family == socket.AF_UNIX or not isinstance(address, tuple):
         return "a connection"
-    for level, option, value in (
-        (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
-        (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-        *((socket.IPPROTO_TCP, option, seconds) for option, seconds in KEEP_ALIVE),
-    ):
-        with suppress(OSError):  # an inherited socket may be MPTCP's or SCTP's, which do not have them all
-            sock.setsockopt(level, option, value)
+    set_options(sock)
     return f"{address[0]} port {address[1]}"

@@ -22,6 +22,7 @@ from ..channels.dialling import DialRelay, dial
 from ..engines import has_closed
 from ..host.processes import Child, spawn
 from ..host.sock_diag import is_closed
+from ..host.tcp import set_options
 from ..relaying import GONE, Relay, RelayResult, end_output
 from ..stdio import log
 from .connection import Connection
@@ -189,7 +190,7 @@ class ToSocket:
             near = self._connect_unix(self._address, timeout)
         else:
             near = socket.create_connection(self._address, timeout)
-            near.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            set_options(near)
         near.settimeout(None if near.type == socket.SOCK_STREAM else timeout)
         return near
 
