@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from support import HANG, Listener, command, of_the_package, read_exactly, started
+from support.services import eventually, is_alive
 from support.ssh import DROPBEAR, NOBODY, Guest, need, shell_guest
 
 BIG = 10_000_000
@@ -79,6 +80,33 @@ def test_a_big_copy_arrives_and_returns_as_it_was(way: Way) -> None:
 def test_a_command_that_ends_ends_the_client_although_stdin_stays_open(way: Way) -> None:
     with started([*way, "exit 3"]) as client:
         assert client.wait(HANG) == 3
+
+
+@pytest.mark.parametrize("options", [(), FDPASS], ids=["ProxyCommand", "fdpass"])
+def test_a_reader_that_leaves_ends_the_remote_command_and_the_connection(
+    guest: Guest, engine: str, options: tuple[str, ...]
+) -> None:
+    need("ssh", "sshd")
+    connect = ("--fdpass",) if options else ()
+    with started([*guest.ssh(*options, connect=connect, engine=engine), "echo $$; exec cat /dev/zero"]) as client:
+        remote = int(client.stdout.readline())
+        read_exactly(client.stdout.fileno(), 1_000_000)
+        client.stdout.close()
+        assert client.wait(HANG) == 255
+        eventually(lambda: is_alive(remote), False)
+
+
+@pytest.mark.parametrize("direct", [False, True], ids=["dbclient -J", "dbclient on descriptor 3"])
+def test_dropbears_client_that_is_ended_after_its_reader_has_left_ends_the_remote_command(
+    guest: Guest, engine: str, direct: bool
+) -> None:
+    way = guest.direct() if direct else guest.jump(engine)
+    with started([*way, "echo $$; exec cat /dev/zero"]) as client:
+        remote = int(client.stdout.readline())
+        read_exactly(client.stdout.fileno(), 1_000_000)
+        client.stdout.close()
+        client.terminate()  # by itself it stays, whatever its transport: github.com/mkj/dropbear/issues/379
+        eventually(lambda: is_alive(remote), False)
 
 
 @of_the_package
