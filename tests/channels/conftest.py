@@ -1,10 +1,12 @@
 """An agent, and the ways that lead to it."""
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
 
 from support.channels import Guest, agent_on
+from support.rig import Rig
 
 
 @pytest.fixture(scope="session", params=["splice", "copy"])
@@ -18,3 +20,11 @@ def guest(engine: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gue
     """An agent on a Unix socket of its own."""
     with agent_on(tmp_path_factory.mktemp("guest") / "agent.sock", engine=engine) as guest:
         yield guest
+
+
+@pytest.fixture(params=["splice", "copying core", "copy"])
+def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
+    """With each twin; the core's copies too, which serve where a socket does not splice well."""
+    engine = "copy" if request.param == "copy" else "splice"
+    with ExitStack() as stack:
+        yield Rig(engine, stack, splices=request.param == "splice")

@@ -1,31 +1,19 @@
 """The framed pumps, both twins: descriptors on one side, on the other side a test that writes and reads frames."""
 
 import errno
-import fcntl
 import os
 import socket
-from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from fastvsock.engines import exchange, frames
-from fastvsock.engines.exchange import Exchange
 from support import HANG, read_exactly, write_all
 from support.bad_frames import BAD, events
 from support.rig import Rig
 
 MESSAGE = frames.MESSAGES + 5
 LIMIT = int(HANG * 1000)  # milliseconds
-
-
-@pytest.fixture(params=["splice", "copying core", "copy"])
-def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
-    """With each twin; the core's copies too, which serve where a socket does not splice well."""
-    engine = "copy" if request.param == "copy" else "splice"
-    with ExitStack() as stack:
-        yield Rig(engine, stack, splices=request.param == "splice")
 
 
 def test_what_a_source_gives_is_data_and_its_end_a_count(rig: Rig) -> None:
@@ -304,37 +292,6 @@ def test_nothing_is_waited_for_by_turning_round_and_round(rig: Rig) -> None:
     before = sum(os.times()[:2])
     rig.run(1000)
     assert sum(os.times()[:2]) - before < 0.2
-
-
-def test_pipes_grow_when_a_stream_fills_them_and_get_their_size_back(rig: Rig) -> None:
-    sizes = {fd: fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ) for fd in (rig.source, rig.out_target, rig.err_target)}
-    rig.use_pipes()
-    write_all(rig.feed, bytes(65536))
-    write_all(rig.out_target, bytes(60_000))
-    rig.peer.send(frames.DATA, 1, bytes(frames.WINDOW))
-    rig.settle()
-    now = {fd: fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ) for fd in sizes}
-    assert now[rig.source] > sizes[rig.source]
-    assert now[rig.out_target] > sizes[rig.out_target]
-    assert now[rig.err_target] == sizes[rig.err_target]
-    read_exactly(rig.out, 60_000 + frames.WINDOW)
-    rig.exchange.close()
-    assert {fd: fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ) for fd in sizes} == sizes
-
-
-def test_the_pipes_of_a_process_grow_by_a_quarter_of_a_users_share_at_most(rig: Rig) -> None:
-    sources = [rig.pipe() for _ in range(3)]
-    Exchange._budget, before = 2 << 20, Exchange._budget
-    try:
-        for stream, (source, feed) in enumerate(sources):
-            write_all(feed, bytes(65536))
-            rig.exchange.add_source(stream, source)
-        rig.settle()
-        assert sum(fcntl.fcntl(source, fcntl.F_GETPIPE_SZ) for source, _ in sources) <= (2 << 20) + 3 * 65536
-        rig.exchange.close()
-        assert Exchange._budget == 2 << 20
-    finally:
-        Exchange._budget = before
 
 
 def test_modes_of_descriptors_are_left_as_they_were(rig: Rig) -> None:

@@ -225,6 +225,7 @@ class Work:
     def _close(self, stream: int) -> None:
         fd = self._files.pop(stream, -1)
         if fd >= 0:
+            self._exchange.release(stream)
             os.close(fd)
 
     def _close_all(self) -> None:

@@ -243,6 +243,12 @@ cdef class Exchange:
         """Read an incoming stream no more: the sender is asked to stop, and what still comes goes nowhere."""
         self.drop_target(stream)
 
+    def calm(self) -> None:
+        """Report a full pipe again: those that were are of the usual size now."""
+        cdef int stream
+        for stream in range(STREAMS):
+            self.sources[stream].was_full = self.targets[stream].was_full = False
+
     def run(self, int timeout) -> tuple[int, int, object]:
         """Move bytes until something has happened, or for `timeout` milliseconds of silence (-1: no limit).
 

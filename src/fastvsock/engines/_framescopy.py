@@ -131,6 +131,13 @@ class Exchange:
             self._out += frames.frame(frames.STOP, stream)
         self._report_end(stream)
 
+    def calm(self) -> None:
+        """Report a full pipe again: those that were are of the usual size now."""
+        for source in self._sources.values():
+            source.was_full = False
+        for target in self._targets.values():
+            target.was_full = False
+
     def run(self, timeout: int) -> tuple[int, int, object]:
         """Move bytes until something has happened, or for `timeout` milliseconds of silence (-1: no limit).
 

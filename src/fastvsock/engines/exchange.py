@@ -7,16 +7,16 @@ descriptors that do not block although they are other processes' too.
 """
 
 import errno
-import fcntl
 import os
 import stat
 
 from . import choose, frames
-from .frames import WINDOW_MAX
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Protocol
+
+    from ._copy import Pipe
 
     class Twin(Protocol):
         """What the twins have in common: see `_framescopy.Exchange`."""
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         def end(self, stream: int) -> None: ...
         def finish(self, stream: int) -> None: ...
         def drop(self, stream: int) -> None: ...
+        def calm(self) -> None: ...
         def run(self, timeout: int) -> tuple[int, int, object]: ...
         def sent(self, stream: int) -> int: ...
         def received(self, stream: int) -> int: ...
@@ -55,10 +56,8 @@ PIPE, FILE, OTHER, OWN = 0, 1, 2, 4
 PIPE_PIECE = 4096  # a pipe that polls writable takes as much at once: pipe(7)
 SOCKET_PIECE = 1 << 14  # and a socket this: a third of its buffer is free, and 200 KiB is the usual size
 AF_UNIX = 1
-
-# Bytes that pipes may grow by in this process: a quarter of what a user's pipes may have together (pipe(7),
-# pipe-user-pages-soft), for others have pipes too.
-BUDGET = 1 << 24
+REST = 1000  # milliseconds without anything moving, after which pipes get their size back
+OVER = SOURCE_ENDED, TARGET_LOST, DELIVERED, STOPPED  # events after which a stream's descriptor is used no more
 
 
 class Exchange:
@@ -67,8 +66,6 @@ class Exchange:
     `wake` becomes readable when `run` is to return. `engine` is one of `ENGINES`; None means what the environment says.
     None of the descriptors given is closed. Raises `EngineError`.
     """
-
-    _budget = BUDGET
 
     def __init__(self, sock: int, wake: int, *, engine: str | None = None, splices: bool = True) -> None:
         self.engine = choose(engine)
@@ -85,8 +82,7 @@ class Exchange:
         twin = self._twin
         self.send, self.end, self.finish, self.drop = twin.send, twin.end, twin.finish, twin.drop
         self.has_ended = twin.has_ended
-        self._growth = 0  # bytes that pipes have become larger by
-        self._grown: list[tuple[int, int]] = []  # pipes of others, and their sizes before
+        self._grown: dict[int, Pipe] = {}  # pipes that a stream has filled, until it ends or rests
         self._sources: list[int] = []
         self._targets: list[int] = []
 
@@ -96,29 +92,37 @@ class Exchange:
         What it returns stands above. Python's signal handlers run in between, and may raise.
         """
         while True:
-            found = self._twin.run(timeout)
-            if found[0] != FULL:
+            may_rest = bool(self._grown) and not 0 <= timeout <= REST
+            found = event, stream, value = self._twin.run(REST if may_rest else timeout)
+            if event == FULL:
+                assert isinstance(value, int)
+                self._grow(stream, value)
+            elif event == TIMEOUT and may_rest:
+                timeout -= REST if timeout > 0 else 0
+                self._shrink()
+            else:
+                if event in OVER:
+                    self.release(stream)
                 return found
-            assert isinstance(found[2], int)
-            self._grow(found[2])
 
-    def _grow(self, fd: int) -> None:
+    def _grow(self, stream: int, fd: int) -> None:
         """Make a pipe larger that a stream has filled; best effort."""
-        try:
-            before, want = fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ), WINDOW_MAX
-            while before < want <= Exchange._budget:
-                try:
-                    fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, want)
-                except PermissionError:
-                    want //= 2
-                    continue
-                Exchange._budget -= want - before
-                self._growth += want - before
-                if os.get_blocking(fd) or fd in self._own:  # else it is ours alone, and may be closed before this is
-                    self._grown.append((fd, before))
-                return
-        except OSError:
-            pass  # not a pipe
+        from ._copy import Pipe  # few streams fill one
+
+        pipe = Pipe(fd)
+        if pipe.grow():
+            self._grown[stream] = pipe
+
+    def _shrink(self) -> None:
+        for stream in list(self._grown):
+            self.release(stream)
+        self._twin.calm()
+
+    def release(self, stream: int) -> None:
+        """Give a stream's pipe its size back: its descriptor, which must still be open, is about to be closed."""
+        pipe = self._grown.pop(stream, None)
+        if pipe:
+            pipe.let_go()
 
     @property
     def unsent(self) -> int:
@@ -147,14 +151,8 @@ class Exchange:
 
     def close(self) -> None:
         """Close the descriptors that are its own; give pipes of others, which must still be open, their sizes back."""
-        Exchange._budget += self._growth
-        self._growth = 0
-        for fd, before in self._grown:
-            try:
-                fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, before)
-            except OSError:
-                pass  # it holds more than that
-        self._grown.clear()
+        for stream in list(self._grown):
+            self.release(stream)
         for fd in self._own:
             os.close(fd)
         self._own.clear()
