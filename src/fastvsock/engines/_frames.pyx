@@ -132,7 +132,7 @@ cdef struct Target:
     size_t piece, held, room, window
     uint64_t count
     char *hold  # what could not be written, from `start` to `end`
-    size_t start, end, capacity
+    size_t start, end
 
 cdef struct Event:
     int kind, stream
@@ -172,10 +172,10 @@ cdef class Exchange:
         self.sock, self.wake, self.splices = sock, wake, splices
         self.readable = self.writable = True
         self.left = self.blocked = NONE
-        self.block = <char *>malloc(PACKET)
-        self.inward = <char *>malloc(RECEIVE)
-        if self.block == NULL or self.inward == NULL:
+        self.block = <char *>malloc(PACKET + RECEIVE)  # so large that free() gives it back to the system
+        if self.block == NULL:
             raise MemoryError
+        self.inward = self.block + PACKET
 
     def __dealloc__(self):
         cdef int stream
@@ -183,7 +183,6 @@ cdef class Exchange:
             free(self.targets[stream].hold)
         free(self.out)
         free(self.block)
-        free(self.inward)
 
     @property
     def unsent(self) -> int:
@@ -811,16 +810,14 @@ cdef void _put_header(char *data, int kind, int stream, size_t length) noexcept 
 
 cdef bint _hold(Target *target, const char *data, size_t size) noexcept nogil:
     """Keep bytes for later; as many at most as their sender had credit for."""
-    cdef char *room
-    if target.start:
+    if target.hold == NULL:
+        target.hold = <char *>malloc(WINDOW_MAX)  # a page of it is taken when it is written to
+        if target.hold == NULL:
+            return False
+    if target.end + size > WINDOW_MAX:
         memmove(target.hold, target.hold + target.start, target.end - target.start)
         target.end -= target.start
         target.start = 0
-    if target.end + size > target.capacity:
-        room = <char *>realloc(target.hold, max(target.end + size, <size_t>WINDOW))
-        if room == NULL:
-            return False
-        target.hold, target.capacity = room, max(target.end + size, <size_t>WINDOW)
     memcpy(target.hold + target.end, data, size)
     target.end += size
     return True
@@ -829,7 +826,7 @@ cdef bint _hold(Target *target, const char *data, size_t size) noexcept nogil:
 cdef void _free_hold(Target *target) noexcept nogil:
     free(target.hold)
     target.hold = NULL
-    target.start = target.end = target.capacity = 0
+    target.start = target.end = 0
 
 
 cdef size_t _left_in_pipe(int fd) noexcept nogil:
