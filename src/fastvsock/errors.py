@@ -277,6 +277,21 @@ class AgentTimeoutError(ChannelError, TimeoutError):
         )
 
 
+class UnansweredSignalError(ChannelError, TimeoutError):
+    """A signal came again for a command whose guest has not taken the one before."""
+
+    def __init__(self, name: str, seconds: float) -> None:
+        super().__init__()
+        self.args = (name, seconds)
+        self.name, self.seconds, self.errno = name, seconds, errno.ETIMEDOUT
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name} again, and no answer from the guest's agent for {self.seconds:.0f} s: the VM may be "
+            "paused, or the guest may hang; the command in it may still run"
+        )
+
+
 class ChannelBrokenError(ChannelError, ConnectionError):
     """The connection ended before the work was over; `how_far` says in words what had been moved."""
 

@@ -28,6 +28,7 @@ EXAMPLES: list[fastvsock.FastvsockError] = [
     fastvsock.ProtocolError("text"),
     fastvsock.AgentTimeoutError(10.0),
     fastvsock.ChannelBrokenError("3 bytes up and 5 down", 104),
+    fastvsock.UnansweredSignalError("SIGINT", 2.5),
     fastvsock.StartError("group", 0, "wheel"),
     fastvsock.StartMissingError("command", 2, "dbclient"),
     fastvsock.StartPermissionError("directory", 13, "/root"),

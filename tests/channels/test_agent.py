@@ -1,5 +1,6 @@
 """`fastvsock agent`: many channels, hostile clients, shortages, and rest."""
 
+import fcntl
 import os
 import random
 import re
@@ -7,6 +8,7 @@ import resource
 import signal
 import socket
 import subprocess
+import termios
 import threading
 import time
 from collections.abc import Callable
@@ -30,6 +32,13 @@ def threads_of(guest: Guest) -> int:
 
 def children_of(guest: Guest) -> str:
     return "".join(path.read_text() for path in Path(f"/proc/{guest.agent.pid}/task").glob("*/children"))
+
+
+def kilobytes(guest: Guest) -> int:
+    """Memory that is the agent's alone."""
+    found = re.search(r"Private_Dirty: +(\d+) kB", Path(f"/proc/{guest.agent.pid}/smaps_rollup").read_text())
+    assert found
+    return int(found[1])
 
 
 def is_at_rest(guest: Guest) -> Callable[[], bool]:
@@ -173,14 +182,7 @@ def test_a_client_that_says_nothing_holds_up_nobody(guest: Guest) -> None:
 def test_memory_does_not_grow_with_what_a_client_says(engine: str, tmp_path: Path) -> None:
     with agent_on(tmp_path / "agent.sock", engine=engine) as guest:
         run_by_hand(guest, b"/bin/true")
-
-        def kilobytes() -> int:
-            text = Path(f"/proc/{guest.agent.pid}/smaps_rollup").read_text()
-            found = re.search(r"Private_Dirty: +(\d+) kB", text)
-            assert found
-            return int(found[1])
-
-        before = kilobytes()
+        before = kilobytes(guest)
         peers = []
         for _ in range(20):
             peer = ask(guest, b"/bin/sleep", b"1000", flags=protocol.WITH_STDIN)
@@ -188,9 +190,20 @@ def test_memory_does_not_grow_with_what_a_client_says(engine: str, tmp_path: Pat
             peer.sock.sendall(protocol.resize(1, 2) * 5000)
             peers.append(peer)
         time.sleep(0.5)
-        assert kilobytes() - before < 20 * 1024
+        assert kilobytes(guest) - before < 20 * 1024
         for peer in peers:
             peer.sock.close()
+
+
+def test_a_client_that_reads_nothing_is_not_told_of_each_signal(guest: Guest) -> None:
+    """Else the agent's memory would fill with what it has to say."""
+    with ask(guest, b"/bin/sleep", b"1000").sock as sock:
+        sock.sendall(protocol.signal(signal.SIGWINCH) * 100_000)
+        assert within(HANG, lambda: fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)) == bytes(4))
+        answers = 0
+        while not Peer(sock).is_silent():
+            answers += len(sock.recv(1 << 16))
+        assert 0 < answers < 100_000 * len(protocol.signalled()) / 2
 
 
 def test_a_shortage_of_descriptors_is_survived(engine: str, tmp_path: Path) -> None:

@@ -5,12 +5,14 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import uuid
 from pathlib import Path
 
 import pytest
 
 from fastvsock.channels import protocol
+from fastvsock.cli.exec import PATIENCE
 from fastvsock.engines import frames
 from support import HANG, Listener, read_exactly, started
 from support.bad_frames import BAD
@@ -46,6 +48,37 @@ def test_a_signal_before_there_is_a_command_ends_exec(listener: Listener) -> Non
     with started(umbrella("exec", listener.uds, "true")) as child, listener.accept(b""):
         child.send_signal(signal.SIGTERM)
         assert child.wait(HANG) == 128 + signal.SIGTERM
+
+
+def test_a_signal_before_the_agent_has_answered_ends_exec(listener: Listener, engine: str) -> None:
+    with started(umbrella("exec", "--engine", engine, listener.uds, "true")) as child, listener.accept() as sock:
+        sock.recv(1)  # the request, so that the handlers are there
+        child.send_signal(signal.SIGINT)
+        assert child.wait(HANG) == 128 + signal.SIGINT
+
+
+def test_a_second_signal_ends_an_exec_whose_guest_hangs(engine: str, tmp_path: Path) -> None:
+    with agent_on(tmp_path / "agent.sock", engine=engine) as guest:
+        with executing(guest, "sh", "-c", "echo ready; exec sleep 1000", engine=engine) as child:
+            assert child.stdout.readline() == b"ready\n"
+            guest.agent.send_signal(signal.SIGSTOP)
+            child.send_signal(signal.SIGINT)
+            time.sleep(PATIENCE + 0.1)
+            assert child.poll() is None
+            child.send_signal(signal.SIGTERM)
+            assert child.wait(HANG) == 125
+            assert b"SIGTERM again, and no answer from the guest's agent for 2 s" in child.stderr.read()
+        guest.agent.send_signal(signal.SIGCONT)
+
+
+def test_a_command_that_ignores_a_signal_in_silence_gets_the_second_one_too(guest: Guest, engine: str) -> None:
+    script = "trap '' INT; trap 'echo taken' TERM; echo ready; while :; do sleep 0.1; done"
+    with executing(guest, "sh", "-c", script, engine=engine) as child:
+        assert child.stdout.readline() == b"ready\n"
+        child.send_signal(signal.SIGINT)
+        time.sleep(PATIENCE + 0.1)
+        child.send_signal(signal.SIGTERM)
+        assert child.stdout.readline() == b"taken\n"
 
 
 def test_nohup_is_respected(guest: Guest, engine: str) -> None:
@@ -160,6 +193,7 @@ def test_frames_that_break_the_rules_are_refused(listener: Listener, engine: str
         frames.frame(protocol.FAILED, 0, b""),
         frames.frame(protocol.FAILED, 0, b"\xff\0\0\0\0name"),
         frames.frame(protocol.STARTED, 0, b"\x09\0\0\0\xffx"),
+        STARTED + protocol.signalled(),
         STARTED + frames.frame(protocol.EXIT, 0, b""),
         STARTED + frames.frame(protocol.EXIT, 0, b"\0\0\0"),
         b"SSH-2.0-OpenSSH_9.9\r\n",

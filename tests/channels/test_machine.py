@@ -81,6 +81,8 @@ class Channel(RuleBasedStateMachine):
             self.client.receive(kind, payload)
         else:
             self.sides["agent"].messages.append(self.server.receive(kind, payload))
+            if kind == protocol.SIGNAL:
+                self.sides["agent"].wire += protocol.signalled()
 
     @rule(stream=st.sampled_from(STREAMS), size=st.sampled_from([1, 4096, 65536, 1 << 20]))
     def deliver(self, stream: int, size: int) -> None:
@@ -95,6 +97,7 @@ class Channel(RuleBasedStateMachine):
     def signal(self, number: int) -> None:
         if not self.server.is_done:
             self.sides["client"].wire += protocol.signal(number)
+            self.client.signals.append(0.0)
 
     @precondition(lambda self: not self.server.has_exited)
     @rule(status=st.integers(-64, 255))
@@ -129,6 +132,7 @@ class Channel(RuleBasedStateMachine):
             assert self.reader(stream).got[stream] == self.owner(stream).sent[stream]
             assert self.reader(stream).ends.count(stream) == 1
         assert self.client.status == self.status
+        assert not self.client.signals
 
 
 Channel.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from support import HANG, Child, started, write_all
+from support import HANG, Child, Listener, started, write_all
 from support.channels import Guest, exec_command, exec_in, processes_with, within
 
 TAKE = """
@@ -54,7 +54,9 @@ class Terminal:
 
 
 @contextmanager
-def terminal(guest: Guest, *words: str, options: tuple[str, ...] = ("-it",), engine: str) -> Iterator[Terminal]:
+def terminal(
+    guest: Guest | Listener, *words: str, options: tuple[str, ...] = ("-it",), engine: str
+) -> Iterator[Terminal]:
     """The command in a terminal of 30 rows and 100 columns, which is its controlling one."""
     ours, its = os.openpty()
     fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
@@ -97,6 +99,14 @@ def test_ctrl_c_goes_to_the_command(guest: Guest, engine: str) -> None:
         tty.type(b"\x03")
         tty.expect(b"caught")
         assert tty.child.wait(HANG) == 3
+
+
+def test_until_the_command_has_started_ctrl_c_ends_exec(listener: Listener, engine: str) -> None:
+    with terminal(listener, "true", engine=engine) as tty, listener.accept() as sock:
+        sock.recv(1)  # the request, so that the handlers are there
+        assert not tty.is_raw
+        tty.type(b"\x03")
+        assert tty.child.wait(HANG) == 128 + signal.SIGINT
 
 
 def test_the_size_is_followed(guest: Guest, engine: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from fastvsock.channels import protocol
 from fastvsock.engines import frames
-from support import HANG, Child, called, started
+from support import HANG, Child, Listener, called, started
 
 # 32 and 33, which the C library keeps to itself; make starts its commands with them ignored.
 LIBC_SIGNALS = 3 << 31
@@ -44,7 +44,7 @@ def agent_on(path: Path, *options: str, engine: str = "auto", **kinds: Any) -> I
         child.wait(HANG)
 
 
-def exec_command(guest: Guest, *words: str, options: Sequence[str] = (), engine: str = "auto") -> list[str]:
+def exec_command(guest: Guest | Listener, *words: str, options: Sequence[str] = (), engine: str = "auto") -> list[str]:
     """The command line of `fastvsock exec`."""
     return umbrella("exec", "--engine", engine, *options, guest.uds, *words)
 

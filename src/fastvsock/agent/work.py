@@ -400,6 +400,8 @@ class Execution(Work):
     def _obey(self, child: Child, kind: int, numbers: tuple[int, int]) -> None:
         if kind == protocol.SIGNAL:
             child.signal(numbers[0])
+            if self._exchange.unsent < PIECE:  # a client that reads nothing fills no memory
+                self._exchange.send(protocol.signalled())
         elif kind == protocol.RESIZE and STDOUT in self._files:
             _resize(self._files[STDOUT], numbers)
 

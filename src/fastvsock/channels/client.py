@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 FAREWELL = 1.0  # seconds for what the agent may do without
+MAX_PENDING = 1024  # signals and sizes of a window that wait for a connection which stalls
 NAMES = ("stdin", "stdout", "stderr")
 
 
@@ -170,25 +171,40 @@ class Command:
 
     def signal(self, number: int) -> None:
         """Send a signal to the command's process group; from a signal handler too."""
-        self._post(protocol.signal(number))
+        if self._post(protocol.signal(number)):
+            self.channel.order.signals.append(monotonic())
+
+    @property
+    def unanswered(self) -> float:
+        """Seconds since the oldest signal that the agent has not confirmed was sent; 0.0 where there is none."""
+        signals = self.channel.order.signals
+        return monotonic() - signals[0] if signals else 0.0
 
     def resize(self, rows: int, columns: int) -> None:
         """Pass on the size of a window."""
         self._post(protocol.resize(rows, columns))
 
-    def _post(self, frame: bytes) -> None:
-        if len(self._pending) < 1024:  # a connection that stalls shall not fill the memory
-            self._pending.append(frame)
+    def _post(self, frame: bytes) -> bool:
+        """Send a frame from any thread; False where so many wait that memory would fill with them."""
+        if len(self._pending) >= MAX_PENDING:
+            return False
+        self._pending.append(frame)
         try:
             os.write(self.channel.wakeup, b"\0")
         except OSError:
             pass  # full, and so readable; or it is over
+        return True
 
-    def run(self, on_end: "Callable[[int], object]" = lambda stream: None, deadline: float | None = None) -> int | None:
+    def run(
+        self,
+        on_end: "Callable[[int], object]" = lambda stream: None,
+        deadline: float | None = None,
+        on_start: "Callable[[], object]" = lambda: None,
+    ) -> int | None:
         """The exit status, -n where signal n ended the command; None where it has not ended at `deadline` (monotonic).
 
-        `on_end` is called with each stream that is done with: its descriptor is used no more. Raises what
-        `Channel.next` does.
+        `on_start` is called once the command has started, `on_end` with each stream that is done with: its descriptor
+        is used no more. Raises what `Channel.next` does.
         """
         channel = self.channel
         while not channel.is_over:
@@ -197,8 +213,10 @@ class Command:
             event, stream, value = channel.next(None if deadline is None else max(deadline - monotonic(), 0))
             if event == exchange.TARGET_LOST and value not in (errno.EPIPE, errno.EBADF):
                 self._failure = self._failure or _cannot("write", stream, _number(value))
-            if event in (exchange.TARGET_LOST, exchange.DELIVERED, exchange.STOPPED, exchange.SOURCE_ENDED):
+            if event in exchange.OVER:
                 on_end(stream)
+            elif event == exchange.MESSAGE and stream == protocol.STARTED:
+                on_start()
             while self._pending:
                 channel.exchange.send(self._pending.pop(0))
         channel.finish()

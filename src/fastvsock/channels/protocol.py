@@ -1,10 +1,10 @@
 """The messages of a channel, and their order: bytes in, objects out. Knows no descriptor.
 
 The client speaks first: one REQUEST, with the protocol's number, the operation and its fields. The agent answers with
-STARTED, or with FAILED and what went wrong. Then streams flow (see engines/frames.py); the client may send SIGNAL and
-RESIZE. When the work is over, and every stream of the agent's has ended, the agent says EXIT; when the client has all
-of it, it says DONE and closes. The agent closes last, so that nothing is under way when a connection ends: a VMM may
-drop what is.
+STARTED, or with FAILED and what went wrong. Then streams flow (see engines/frames.py); the client may send RESIZE, and
+SIGNAL, which the agent confirms with SIGNALLED. When the work is over, and every stream of the agent's has ended, the
+agent says EXIT; when the client has all of it, it says DONE and closes. The agent closes last, so that nothing is under
+way when a connection ends: a VMM may drop what is.
 
 Fields are a byte that names them, four bytes of length, and bytes: arguments, environments and paths may hold
 anything. An unknown field is ignored, so a newer client can ask an older agent; an unknown message is an error.
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 VERSION = 1
 PORT = 721  # AF_VSOCK: below 1024 only root may listen
-REQUEST, STARTED, FAILED, SIGNAL, RESIZE, EXIT, DONE = range(16, 23)
+REQUEST, STARTED, FAILED, SIGNAL, RESIZE, EXIT, DONE, SIGNALLED = range(16, 24)
 EXEC, DIAL, INFO, PUT, GET = range(1, 6)
 STDIN, STDOUT, STDERR = range(3)
 UP, DOWN = 0, 1  # the streams of DIAL
@@ -184,6 +184,11 @@ def signal(number: int) -> bytes:
     return frame(SIGNAL, 0, bytes((number,)))
 
 
+def signalled() -> bytes:
+    """The oldest signal that is not confirmed yet was sent to the command's process group."""
+    return frame(SIGNALLED)
+
+
 def resize(rows: int, columns: int) -> bytes:
     """The client's window has a new size."""
     return frame(RESIZE, 0, rows.to_bytes(2, "big") + columns.to_bytes(2, "big"))
@@ -207,11 +212,15 @@ def parse_size(payload: bytes) -> tuple[int, int]:
 
 
 class Client:
-    """The client's view of the order of messages. `status` is the command's, once it has ended, or -n for signal n."""
+    """The client's view of the order of messages. `status` is the command's, once it has ended, or -n for signal n.
+
+    `signals` are the times (monotonic) of signals that were sent and are not confirmed yet.
+    """
 
     def __init__(self) -> None:
         self.has_started = False
         self.status: int | None = None
+        self.signals: list[float] = []
         self._told: list[str] = []  # no dictionary: in the static binary's exec the other end could make one slow
 
     @property
@@ -228,6 +237,8 @@ class Client:
                 raise _failure(payload)
             elif kind == EXIT and self.has_started and self.status is None and len(payload) == 2:
                 self.status = -payload[1] or payload[0]
+            elif kind == SIGNALLED and self.signals and not payload:
+                del self.signals[0]
             else:
                 raise ValueError(f"an unexpected message of type {kind} and {len(payload)} bytes")
         except ValueError as error:

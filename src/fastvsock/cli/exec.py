@@ -29,7 +29,9 @@ usage: fastvsock exec [options] UDS [--] COMMAND [ARG ...]
 
 Run a command in the guest behind UDS, the VMM's vsock Unix socket, where
 `fastvsock agent` listens. Its stdout, stderr and exit status are this
-program's; signals (INT, TERM, HUP, QUIT, USR1, USR2, WINCH) are passed on.
+program's; signals (INT, TERM, HUP, QUIT, USR1, USR2, WINCH) are passed on. One
+that comes before the agent has answered ends this program with 128+n. In a
+guest that hangs, INT or TERM does, 2 s after a signal that was not taken: 125.
 
 options:
   -i, --interactive      pass stdin on; without it the command's is empty
@@ -64,6 +66,8 @@ FLAGS |= {"--clear-env": "clear_env", "--preserve-env": "preserve_env", "--stats
 VALUES = {"-u": "user", "--user": "user", "-w": "workdir", "--workdir": "workdir", "-e": "env", "--env": "env"}
 VALUES |= {f"--{name}": name.replace("-", "_") for name in ("groups", "env-file", "port", "timeout", "wait", "engine")}
 SHELLS_OWN = (b"_", b"PWD", b"OLDPWD", b"SHLVL")
+ENDING: "dict[int, str]" = {_signal.SIGINT: "SIGINT", _signal.SIGTERM: "SIGTERM"}
+PATIENCE = 2.0  # seconds in which a guest that works has confirmed a signal
 PASSED_ON = (_signal.SIGINT, _signal.SIGTERM, _signal.SIGHUP, _signal.SIGQUIT, _signal.SIGUSR1, _signal.SIGUSR2)
 
 
@@ -218,11 +222,8 @@ class Execution:
         _signal.set_wakeup_fd(channel.wakeup, warn_on_full_buffer=False)
         try:
             files = 0 if options.stdin else None, 1, None if options.tty else 2
-            command = Command(channel, files)
-            if options.tty:
-                self._take_terminal(command)
-            self._command = command
-            status = command.run() or 0
+            self._command = Command(channel, files)
+            status = self._command.run(on_start=self._on_start) or 0
             return 128 - status if status < 0 else status
         finally:
             if self._raw:
@@ -249,14 +250,26 @@ class Execution:
             raise
 
     def _pass_on(self, number: int, frame: object) -> None:
-        if self._command:
-            self._command.signal(number)
-        elif number != _signal.SIGWINCH:
-            os._exit(128 + number)
+        command = self._command
+        if command is None or not command.channel.order.has_started:
+            if number != _signal.SIGWINCH:
+                os._exit(128 + number)
+        elif number in ENDING and command.unanswered >= PATIENCE:
+            raise errors.UnansweredSignalError(ENDING[number], command.unanswered)
+        else:
+            command.signal(number)
 
-    def _take_terminal(self, command: Command) -> None:
-        """Follow the size of our terminal, and make it raw if the command gets what is typed there."""
+    def _on_start(self) -> None:
+        """Follow the size of our terminal, and make it raw if the command gets what is typed there.
+
+        Not before there is a command: Ctrl-C ends this program until then.
+        """
+        if not self._options.tty:
+            return
         from ..channels import terminal
+
+        command = self._command
+        assert command
 
         def resize(number: int, frame: object) -> None:
             command.resize(*terminal.size())
@@ -271,6 +284,7 @@ class Execution:
             self._raw = terminal.RawMode(0)
             _signal.signal(_signal.SIGTSTP, stop)
             self._raw.enter()
+        command.resize(*terminal.size())  # it may have changed since the request
 
 
 def _stats(channel: Channel, seconds: float) -> str:
