@@ -221,12 +221,12 @@ class Client:
         self.has_started = False
         self.status: int | None = None
         self.signals: list[float] = []
-        self._told: list[str] = []  # no dictionary: in the static binary's exec the other end could make one slow
+        self._said: list[str] = []  # no dictionary: in the static binary's exec the other end could make one slow
 
     @property
     def properties(self) -> dict[str, str]:
         """What the agent says of itself and of the guest, where that was asked for."""
-        return {name: text for name, _, text in (line.partition("=") for line in self._told)}
+        return {name: text for name, _, text in (line.partition("=") for line in self._said)}
 
     def receive(self, kind: int, payload: bytes) -> None:
         """Account for a message of the agent's. Raises `StartError` for FAILED, and `ProtocolError`."""
@@ -245,7 +245,7 @@ class Client:
             raise errors.ProtocolError(str(error)) from None
 
     def _start(self, payload: bytes) -> None:
-        self._told += [value.decode(errors="replace") for name, value in fields(payload) if name == PROPERTY]
+        self._said += [value.decode(errors="replace") for name, value in fields(payload) if name == PROPERTY]
         self.has_started = True
 
 
