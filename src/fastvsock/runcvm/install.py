@@ -262,8 +262,11 @@ class _Installation:
         )
         return files.without(engine)
 
-    def _edit(self, name: str, edit: Callable[[str], str], by_hand: str) -> None:
-        """Plan the edit of the script `name`; or leave it as it is, possibly by an earlier install, and report that."""
+    def _edit(self, name: str, edit: Callable[[str], str], by_hand: str, *, flawed: bool = False) -> None:
+        """Plan the edit of the script `name`; or leave it as it is, possibly by an earlier install, and report that.
+
+        A `flawed` script may have had a syntax error before: one that its shell never comes to.
+        """
         path = self.root.real(name)
         original = self.before.base(path)
         if not isinstance(original, File):
@@ -272,7 +275,7 @@ class _Installation:
         data, wrong = b"", ""
         try:
             data = edit(text_of(original.data)).encode(errors="surrogateescape")
-            wrong = "" if data == original.data else self._syntax_error(text_of(original.data), text_of(data))
+            wrong = "" if data == original.data else self._syntax_error(text_of(original.data), text_of(data), flawed)
         except script_edits.Unknown as error:
             wrong = str(error)
         if not wrong:
@@ -309,21 +312,21 @@ class _Installation:
         """Plan that the scripts which start socat in the guest start the agent in its place."""
         paths = [path for path, text in self._scripts() if guest_init.starts_socat(text)]
         for path in paths:
-            self._edit(path, guest_init.start_agent, AGENT_BY_HAND)
+            self._edit(path, guest_init.start_agent, AGENT_BY_HAND, flawed=True)
         if not paths:
             self._note(
                 "no script of the bundle starts socat on a vsock port of the guest, so none starts the agent there: "
                 f"{AGENT_BY_HAND}"
             )
 
-    def _syntax_error(self, before: str, after: str) -> str:
-        """What `bash -n` finds wrong in an edited script or its here-documents, but not before; empty if nothing."""
+    def _syntax_error(self, before: str, after: str, flawed: bool) -> str:
+        """What `bash -n` finds wrong in an edited script or its here-documents; empty if nothing."""
         bash = self.bundle.bash
         if not bash:
             return "no bash was found, here or in the bundle, to check the edited script"
-        for old, new in zip([before, *shell.documents(before)], [after, *shell.documents(after)], strict=True):
+        for old, new in zip([before, *shell.documents(before)], [after, *shell.documents(after)], strict=False):
             found = "" if old == new else _complaint(bash, new)
-            if found and re.sub(r"\d+", "", found) != re.sub(r"\d+", "", _complaint(bash, old)):
+            if found and not (flawed and re.sub(r"\d+", "", found) == re.sub(r"\d+", "", _complaint(bash, old))):
                 return f"bash -n fails on the edited script ({found})"
         return ""
 

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from ..errors import BundleError
@@ -50,11 +51,11 @@ class Journal:
                 f"{root.path}/{name}: cannot be parsed: was it written by another version? The originals are "
                 f"in {BACKUP}, by their SHA-256{other}"
             )
-        self._rebuild()
+        self._rebuild(root.scripts() if file is None else ())
 
-    def _rebuild(self) -> None:
+    def _rebuild(self, scripts: Iterable[str]) -> None:
         """Add files that are fastvsock's by their content but in no journal. RunCVM has no script `fastvsock`."""
-        for name in {CONNECT, EXEC, UMBRELLA, *self.root.scripts()}:
+        for name in {CONNECT, EXEC, UMBRELLA, *scripts}:
             path = self.root.real(name)
             if path in self.entries or self.root.kind(path) != "file":
                 continue

@@ -37,7 +37,9 @@ def statements(text: str) -> list[Statement]:
 
 def documents(text: str) -> list[str]:
     """The here-documents of a script: what stands in the lines between ``<< WORD`` and WORD."""
-    return [match[3] for match in re.finditer(r"<<-?[ \t]*(['\"]?)(\w+)\1[^\n]*\n(.*?)^\t*\2$", text, re.S | re.M)]
+    return [
+        match[3] for match in re.finditer(r"(?<!<)<<-?[ \t]*(['\"]?)(\w+)\1[^\n]*\n(.*?)^\t*\2$", text, re.S | re.M)
+    ]
 
 
 def words_of(code: str) -> list[str]:
