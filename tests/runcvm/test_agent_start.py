@@ -56,7 +56,7 @@ def test_one_of_unknown_shape_stays_and_is_reported_and_the_rest_is_installed(bu
     assert (bundle / PROGRAM).exists()
 
 
-def test_a_bundle_that_starts_no_socat_in_its_guests_is_told_so(bundle: Path) -> None:
+def test_a_bundle_that_starts_no_socat_in_its_guests_is_reported(bundle: Path) -> None:
     plan = install_now(bundle, small())
     assert any(NO_START in note for note in plan.notes)
     assert not plan.undone
