@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from fastvsock.host.listeners import Listener
 from fastvsock.services import acceptor
 from fastvsock.services.connection import Connection
 from support.acceptors import Policy, Stage, failing, is_woken
@@ -229,6 +230,30 @@ def test_clients_that_connect_again_and_again_do_not_keep_the_last_call(
     assert len(stage.served) == 3
 
 
+def test_the_last_call_goes_on_behind_a_client_that_is_rejected(stage: Stage) -> None:
+    service = stage.service(policy=Policy("rejected"))
+    clients = [stage.client(service) for _ in range(3)]
+    service.last_call()
+    assert service.rejected == 3
+    assert [client.recv(1) for client in clients] == [b""] * 3
+
+
+@pytest.mark.parametrize(
+    ("error", "lines"), [(BlockingIOError(), 0), (OSError(errno.EMFILE, "Too many open files"), 2)], ids=repr
+)
+def test_the_last_call_is_over_where_nobody_can_be_accepted(error: OSError, lines: int, stage: Stage) -> None:
+    def accept(sock: socket.socket) -> None:
+        calls.append(None)
+        raise error
+
+    calls: list[None] = []
+    service = stage.service()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "accept", accept)
+        service.last_call()
+    assert (len(calls), len(stage.said)) == (1, lines)
+
+
 def test_the_last_call_reports_what_it_had_to_turn_away(stage: Stage) -> None:
     service = stage.service()
     service._pause("something is short")
@@ -249,3 +274,17 @@ def test_a_service_that_stops_accepting_refuses_and_removes_its_socket(stage: St
     assert service.listeners == []
     assert listeners[0].sock.fileno() == -1
     assert not Path(listeners[0].address.path).exists()
+
+
+def test_no_socket_listens_any_more_when_the_first_file_is_removed(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service, other = stage.service(), stage.service()
+    service.listeners += other.listeners
+    listeners = list(service.listeners)
+    open_then: list[int] = []
+    monkeypatch.setattr(
+        Listener, "close", lambda _: open_then.append(sum(each.sock.fileno() >= 0 for each in listeners))
+    )
+    service.stop_accepting()
+    assert open_then == [0, 0]

@@ -124,6 +124,7 @@ class Judge:
         ("ours", None, True),
         ("stranger", None, False),
         ("stranger", False, False),
+        ("judged a stranger's before", False, False),
     ],
 )
 def test_of_connections_that_are_cut_off_only_those_of_the_command_count(
