@@ -5,13 +5,15 @@ import inspect
 import os
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import cast
 
 import pytest
 
 import fastvsock
-from fastvsock import handshake
+from fastvsock import errors, handshake
 from support import Listener, descriptors
 
 PORT = 5003
@@ -126,6 +128,81 @@ def test_a_shortage_of_descriptors_is_a_connect_error_with_its_errno() -> None:
     with pytest.raises(fastvsock.ConnectError, match="Too many open files") as caught:
         handshake.open_socket(Short, "v.sock", PORT)
     assert caught.value.errno == errno.EMFILE
+
+
+@pytest.mark.parametrize(
+    ("error", "says"), [(OSError(errno.EIO, "Input/output error"), "error"), (OSError("odd"), "odd")]
+)
+def test_a_failure_without_a_class_of_its_own_has_the_systems_words_alone(error: OSError, says: str) -> None:
+    with pytest.raises(fastvsock.ConnectError, match=f"{says}$") as caught:
+        next(handshake.shake(Failing(error), "v.sock", PORT))
+    assert "Errno" not in str(caught.value)
+
+
+class Failing(socket.socket):
+    """A socket that cannot connect."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(socket.AF_UNIX)
+        self._error = error
+
+    def connect(self, address: object) -> None:
+        self.close()
+        raise self._error
+
+
+def test_a_path_below_a_file_is_a_missing_socket_and_one_without_permission_says_so(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(fastvsock.SocketMissingError):
+        handshake.connect(tmp_path / "file" / "v.sock", PORT)
+    with pytest.raises(fastvsock.SocketPermissionError):
+        next(handshake.shake(Failing(PermissionError(errno.EACCES, "Permission denied")), "v.sock", PORT))
+
+
+def test_a_datagram_socket_is_not_one_of_a_vmm(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as datagrams:
+        datagrams.bind(str(tmp_path / "v.sock"))
+        with pytest.raises(fastvsock.NotASocketError, match="datagram"):
+            handshake.connect(tmp_path / "v.sock", PORT)
+
+
+def test_the_longest_path_that_fits_is_used_as_it_is() -> None:
+    path = "p" * errors.SUN_PATH_MAX
+    assert handshake.shortened(path, PORT) == (path.encode(), None)
+
+
+def test_a_socket_that_is_connected_blocks(listener: Listener, pool: ThreadPoolExecutor) -> None:
+    far = pool.submit(listener.accept)
+    with closing(handshake.connect(listener.uds, PORT)) as sock, far.result():
+        assert sock.getblocking()
+
+
+def test_a_guest_that_resets_while_its_answer_is_waited_for_refuses(
+    listener: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wait = handshake._await_data
+
+    def reset(sock: socket.socket, timeout: float) -> None:
+        listener._socket.accept()[0].close()  # with the request unread, so that the peer gets ECONNRESET: unix(7)
+        wait(sock, timeout)
+
+    monkeypatch.setattr(handshake, "_await_data", reset)
+    with pytest.raises(fastvsock.GuestRefusedError):
+        handshake.connect(listener.uds, PORT)
+
+
+def test_an_attempt_is_over_in_the_moment_in_which_its_time_is(
+    listener: Listener, clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wait(sock: socket.socket, timeout: float) -> None:
+        waits.append(timeout)
+        clock[0] += timeout
+
+    waits: list[float] = []
+    monkeypatch.setattr(handshake, "_await_data", wait)
+    with pytest.raises(fastvsock.HandshakeTimeoutError, match="8"):
+        handshake.connect(listener.uds, PORT, timeout=8.0)
+    assert waits == [8.0]
 
 
 @pytest.fixture
