@@ -13,6 +13,7 @@ from fastvsock.engines import EOF, SOURCE, STOPPED, TARGET
 from fastvsock.errors import RelayError
 from fastvsock.relaying import Relay
 from support.relays import Ends
+from support.services import connected
 
 
 def test_a_failure_in_the_thread_of_down_comes_out_of_run(make: Callable[..., Relay]) -> None:
@@ -211,3 +212,61 @@ def test_an_answer_may_be_lost_where_the_guest_ended_after_a_half_close_with_the
     relay._up = SimpleNamespace(moved=1, moved_at=sent_at)  # type: ignore[assignment]
     relay._down = SimpleNamespace(moved=bool(received_at), moved_at=received_at)  # type: ignore[assignment]
     assert relay._is_cut_off(ended) is cut_off
+
+
+@pytest.mark.parametrize(
+    ("end", "error", "one_socket", "gone"),
+    [
+        (SOURCE, errno.EBADF, False, True),
+        (SOURCE, errno.EINVAL, False, True),
+        (SOURCE, errno.EISDIR, False, True),
+        (SOURCE, errno.EIO, False, False),
+        (SOURCE, errno.EIO, True, True),
+        (TARGET, errno.EBADF, True, False),
+        (EOF, 0, True, False),
+    ],
+)
+def test_a_near_end_is_gone_where_its_input_was_never_one_or_breaks_and_is_the_output_too(
+    end: int, error: int, one_socket: bool, gone: bool, make: Callable[..., Relay], ends: Ends
+) -> None:
+    relay = make()
+    if one_socket:
+        relay._near = ends.rfd, ends.rfd
+    assert relay._is_near_end_gone(end, error) is gone
+
+
+@pytest.mark.parametrize(
+    ("end", "guest", "silent"),
+    [(EOF, "open", True), (EOF, "closed", False), (TARGET, "open", False), (STOPPED, "open", False)],
+)
+def test_a_guest_is_only_silent_where_down_met_its_end_of_file_and_it_has_not_closed(
+    end: int, guest: str, silent: bool, make: Callable[..., Relay], ends: Ends
+) -> None:
+    relay = make()
+    relay._up_is_over = True
+    relay._down.run = lambda look=-1: (end, 0)  # type: ignore[method-assign]
+    if guest == "closed":
+        ends.guest.close()
+    relay._down_running.acquire()
+    relay._run_down()
+    assert relay._guest_is_silent is silent
+    assert relay._down_end == (end, 0)
+    assert not relay._down_running.locked()
+
+
+def test_of_a_tcp_client_that_half_closed_the_kernel_is_asked_whether_it_has_closed(ends: Ends) -> None:
+    with connected() as (client, near):
+        relay = Relay(ends.sock, near.fileno(), near.fileno())
+        client.shutdown(socket.SHUT_WR)
+        assert not relay._is_deserted()
+        assert not relay._is_deserted()
+        client.close()
+        assert relay._is_deserted()
+        assert relay._verdict(EOF, 0, STOPPED, 0) == ("reader", None)
+        relay.close()
+        assert relay._near_tcp
+        relay._near_tcp.close()
+
+
+def test_of_any_other_near_end_it_is_not(make: Callable[..., Relay]) -> None:
+    assert not make()._is_deserted()

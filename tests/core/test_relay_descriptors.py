@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from fastvsock import relaying
+from fastvsock.engines import STOPPED
 from fastvsock.errors import EngineError, RelayError
 from fastvsock.relaying import Relay
 from support import descriptors
+from support.faults import push
 from support.relays import Ends
 from support.services import connected
 
@@ -79,6 +81,54 @@ def test_a_programs_own_use_of_the_wakeup_descriptor_stays(make: Callable[..., R
             assert make(linger=0.0).run().ended == "guest"
         finally:
             assert signal.set_wakeup_fd(-1) == theirs.fileno()
+
+
+def test_a_program_without_a_use_of_it_has_the_relay_woken_by_signals() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.setblocking(False)
+        assert relaying._wake_on_signals(theirs.fileno())
+        assert signal.set_wakeup_fd(-1) == theirs.fileno()
+
+
+def test_more_signals_than_fit_are_not_reported(capfd: pytest.CaptureFixture[str]) -> None:
+    ours, theirs = socket.socketpair()
+    before = signal.signal(signal.SIGUSR1, lambda *_: None)
+    with ours, theirs:
+        theirs.setblocking(False)
+        push(theirs.fileno(), bytes(1 << 20))
+        relaying._wake_on_signals(theirs.fileno())
+        try:
+            signal.raise_signal(signal.SIGUSR1)
+        finally:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGUSR1, before)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_relay_can_be_stopped_although_more_signals_came_than_fit(make: Callable[..., Relay]) -> None:
+    relay = make()
+    push(relay._wakeup, bytes(1 << 20))
+    relay.stop()
+    assert relay._verdict(STOPPED, 0, STOPPED, 0) == ("stopped", None)
+
+
+def test_the_pump_to_the_near_end_watches_for_its_reader(make: Callable[..., Relay]) -> None:
+    relay = make()
+    assert [pump._ends[3] for pump in (relay._up, relay._down)] == [False, True]
+
+
+def test_a_relay_is_woken_whatever_the_number_of_its_descriptor(
+    make: Callable[..., Relay], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    relay = make()
+    own, written = relay._wakeup, []
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", lambda fd, data: written.append(fd))
+        relay._wakeup = 0
+        relay.stop()
+        relay._wakeup = own
+    assert written == [0]
 
 
 def test_a_relay_leaves_no_wakeup_descriptor_behind(make: Callable[..., Relay], ends: Ends) -> None:
@@ -160,7 +210,8 @@ def test_without_the_right_to_force_it_the_send_buffer_is_asked_for(refused: int
     asked: list[int] = []
     with Refusing(socket.AF_UNIX) as sock:
         relaying.raise_send_buffer(sock, 1 << 30)
-    assert asked == [relaying.SO_SNDBUFFORCE, socket.SO_SNDBUF][: refused + 1]
+    so_sndbufforce = 32  # include/uapi/asm-generic/socket.h
+    assert asked == [so_sndbufforce, socket.SO_SNDBUF][: refused + 1]
 
 
 def test_the_send_buffer_is_4_mib_for_what_is_spliced_and_1_mib_for_what_is_copied() -> None:
@@ -174,3 +225,5 @@ def test_an_output_that_is_ended_keeps_its_number_and_its_reader_reads_an_end_of
         relaying.end_output(fd)
         assert os.read(reader, 1) == b""
     assert not os.get_inheritable(fd)
+    if kind == "pipe":
+        assert os.write(fd, b"late") == 4, "it goes nowhere"
