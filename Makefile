@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 LINTERS := .github/lint.txt
 SOURCES := $(wildcard setup.py pyproject.toml src/fastvsock/engines/*.pyx $(LINTERS))
 
-.PHONY: help build demo test lint check format test-binary test-vm bench mutants clean \
+.PHONY: help build demo test lint check format fuzz test-binary test-vm bench mutants clean \
 	alpine binaries check-wheels dist github-release sdist validate-wheels wheels wheels-lock
 
 help:
@@ -16,6 +16,7 @@ help:
 	@echo "make lint     run ruff and mypy"
 	@echo "make check    run the tests"
 	@echo "make format   apply ruff's formatting and its safe fixes"
+	@echo "make fuzz     give the parsers of channels bytes of any kind, for FUZZ seconds each (60)"
 	@echo "make test-binary  run the tests of the command line with the static binary of x86_64"
 	@echo "make test-vm  run the tests that need a guest against real Firecracker, inside a VM"
 	@echo "make bench    measure throughput and CPU cost, splice against copy"
@@ -63,6 +64,11 @@ format: build
 PYTEST_WORKERS ?= 2
 check: build
 	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile
+
+# The examples differ from run to run; those of `make check` do not.
+FUZZ ?= 60
+fuzz: build
+	FASTVSOCK_FUZZ=$(FUZZ) $(BIN)/python -m pytest -q tests/channels/test_fuzz.py
 
 # Tests are slow under emulation, so the VM runs a part: the protocol, the relay, the chain, and each service once.
 VM_TESTS := tests/emulator/test_protocol.py tests/connect/test_behaviour.py tests/vm \
