@@ -23,7 +23,7 @@ from .exchange import (
     WOKEN,
 )
 
-CHUNK = 1 << 16  # bytes of a DATA frame
+CHUNK = 1 << 17  # bytes of a DATA frame
 RECEIVE = 1 << 17  # bytes of one read of the socket
 NEARLY_FULL = 15 << 12  # bytes in a pipe of the default size, where the next write may have to wait
 BACKLOG = 1 << 16  # bytes of frames that wait for the socket before sources are read no more
@@ -252,17 +252,22 @@ class Exchange:
                 moved |= self._read(stream)
         if not self._out or not self._writable or self._closed:
             return moved
+        del self._out[: self._send(self._out)]
+        return self._writable or moved
+
+    def _send(self, *pieces: "bytes | bytearray") -> int:
+        """The bytes that the socket took, or that go nowhere."""
         try:
-            del self._out[: os.write(self._sock, self._out)]
+            return os.writev(self._sock, pieces)
         except BlockingIOError:
             self._writable = False
-            return moved
+            return 0
         except OSError as error:
-            if error.errno not in (errno.EPIPE, errno.ECONNRESET):
-                return self._close(error.errno or errno.EIO)
-            self._out.clear()  # what was sent to us before is still to be read; its end says the rest
             self._writable = False
-        return True
+            if error.errno in (errno.EPIPE, errno.ECONNRESET):
+                return sum(map(len, pieces))  # what was sent to us before is still to be read; its end says the rest
+            self._close(error.errno or errno.EIO)
+            return 0
 
     def _read(self, stream: int) -> bool:
         source, outgoing = self._sources[stream], self._frames.outgoing[stream]
@@ -291,8 +296,10 @@ class Exchange:
         if source.limit > 0:
             source.limit -= len(data)
         outgoing.send(len(data))
-        self._out += frames.header(frames.DATA, stream, len(data))
-        self._out += data
+        header = frames.header(frames.DATA, stream, len(data))
+        sent = 0 if self._out or not self._writable or self._closed else self._send(header, data)
+        self._out += header[sent:]
+        self._out += data[max(sent - len(header), 0) :]
         return True
 
     def _finish(self, stream: int) -> None:
