@@ -12,6 +12,12 @@ ENGINES = (
     "tests/core/test_relay.py",
     "tests/connect/test_terminal.py",
 )
+CHANNELS = (
+    "tests/channels/test_endings.py",
+    "tests/channels/test_exec.py",
+    "tests/channels/test_guest.py",
+    "tests/channels/test_terminal.py",
+)
 SERVICE = (
     "tests/service/test_relaying.py",
     "tests/service/test_lifecycle.py",
@@ -47,6 +53,10 @@ TESTS: dict[str, tuple[str, ...]] = {
         "tests/core/test_relay_leaks.py",
         "tests/service/test_peer_leaves.py",
     ),
+    "channels/protocol.py": ("tests/channels/test_protocol.py", "tests/channels/test_machine.py", *CHANNELS),
+    "channels/client.py": (*CHANNELS, "tests/channels/test_forward.py"),
+    "agent/work.py": (*CHANNELS, "tests/channels/test_agent.py", "tests/channels/test_forward.py"),
+    "agent/server.py": ("tests/channels/test_cids.py", "tests/channels/test_agent.py", *CHANNELS),
     "services/ownership.py": (
         "tests/service/test_families.py",
         "tests/service/test_orphans.py",
