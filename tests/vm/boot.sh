@@ -11,7 +11,7 @@ cat >"$uds.json" <<END
 {
   "boot-source": {
     "kernel_image_path": "$images/vmlinux2",
-    "initrd_path": "$images/initrd2",
+    "initrd_path": "$FASTVSOCK_TEST_INITRD",
     "boot_args": "console=ttyS0 reboot=k panic=1 quiet rdinit=/init mitigations=off init_on_alloc=0 nokaslr"
   },
   "drives": [],

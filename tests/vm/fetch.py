@@ -49,7 +49,9 @@ L1_MODULES = (
     "9pnet_virtio overlay irqbypass kvm ccp kvm-amd"
 )
 L2_KERNEL = "linux-image-cloud-amd64"
-L2_MODULES = "virtio_ring virtio virtio_mmio vsock vmw_vsock_virtio_transport_common vmw_vsock_virtio_transport"
+L2_MODULES = (
+    "virtio_ring virtio virtio_mmio vsock vmw_vsock_virtio_transport_common vmw_vsock_virtio_transport vsock_loopback"
+)
 
 
 class CannotRun(Exception):

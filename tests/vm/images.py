@@ -30,6 +30,8 @@ AGENT_SOURCE = HERE.parent / "support" / "guest_agent.c"
 SOURCES = [HERE / name for name in ("images.py", "l1-init.sh", "l1-main.sh", "l2-init.sh", "boot.sh")]
 PARTS_SOURCES = [HERE / "fetch.py"]
 
+PASSWD = b"root:x:0:0:root:/home:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/bin/sh\n"
+
 KINDS = ("unfinished", "parts", "images", "kubectl")
 KEEP_SECONDS = 14 * 24 * 3600
 
@@ -161,9 +163,9 @@ def l2_entries(parts_folder: Path, busybox: bytes, target: Path) -> list[Entry]:
         folder("home/.ssh", 0o700),
         file("home/.ssh/authorized_keys", (target / "key.pub").read_bytes(), 0o600),
         file("etc/hostkey", (target / "hostkey").read_bytes(), 0o600),
-        file("etc/passwd", b"root:x:0:0:root:/home:/bin/sh\n"),
+        file("etc/passwd", PASSWD),
         file("etc/shadow", b"root:*:19000:0:99999:7:::\n", 0o600),
-        file("etc/group", b"root:x:0:\n"),
+        file("etc/group", b"root:x:0:\ndaemon:x:1:\nnogroup:x:65534:\n"),
         file("etc/shells", b"/bin/sh\n"),
         file("init", (HERE / "l2-init.sh").read_bytes(), 0o755),
         file("bin/busybox", busybox, 0o755),

@@ -5,6 +5,7 @@ out=$run/out
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/run/tmp SHELL=/bin/sh TMPDIR=/run/tmp
 export FASTVSOCK_VM=1
 export FASTVSOCK_TEST_IMAGES=$run/images
+export FASTVSOCK_TEST_INITRD=$run/initrd2
 export FASTVSOCK_TEST_UDS=$run/v.sock
 export FASTVSOCK_TEST_CONSOLE=$run/console.log
 export FASTVSOCK_TEST_BOOT=$run/boot.sh
@@ -21,6 +22,7 @@ mkdir -p $run/bin
 $run/busybox --install -s $run/bin
 PATH=$PATH:$run/bin
 cp $run/images/boot.sh $run/images/key $run/
+cat $run/images/initrd2 $out/initrd2-more >$FASTVSOCK_TEST_INITRD
 chmod 755 $run/boot.sh
 chmod 600 $run/key
 ip link set lo up

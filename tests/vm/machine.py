@@ -25,7 +25,7 @@ BOOT_TRIES = 3
 POLL_SECONDS = 0.1
 TAIL_LINES = 40
 
-RESULTS = ("output.log", "phase", "status", "l1-console.log", "firecracker.log", "junit.xml")
+RESULTS = ("output.log", "phase", "status", "l1-console.log", "firecracker.log", "junit.xml", "junit-binary.xml")
 
 
 class Follower:

@@ -21,6 +21,7 @@ import images
 import machine
 
 PROJECT = Path(__file__).resolve().parents[2]
+BINARY = PROJECT / "build" / "static" / "fastvsock"  # make's
 CANNOT_RUN = 77
 L1_OUT = "/run/fastvsock/out"
 # Hypothesis' plugin alone would cost 15 s under emulation.
@@ -36,6 +37,12 @@ def arguments() -> tuple[argparse.Namespace, list[str]]:
         allow_abbrev=False,
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="results (default: vm-results in the cache)")
+    parser.add_argument(
+        "--binary", type=Path, default=BINARY, metavar="FILE", help="the static binary, which is the guest's agent"
+    )
+    parser.add_argument(
+        "--binary-tests", default="", metavar="WORDS", help="pytest's arguments for tests of the binary, to run first"
+    )
     parser.add_argument("--timeout", type=float, default=1200, metavar="SECONDS", help="from QEMU's start (1200)")
     parser.add_argument("--shell", metavar="CMD", help="run a shell command in L1 in place of pytest")
     parser.add_argument("--check", action="store_true", help="tell whether this machine can, and do nothing")
@@ -78,15 +85,21 @@ def compile_tests(pytest_arguments: list[str]) -> None:
 
 
 def command_line(options: argparse.Namespace, pytest_arguments: list[str]) -> str:
-    """Return what L1 shall run: a shell script."""
-    path = f"PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH\n"
+    """Return what L1 shall run: a shell script, whose status is the first one that is not 0."""
+    lines = [f"PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH", "status=0"]
     if options.shell is not None:
-        return path + str(options.shell)
-    compile_tests(pytest_arguments)
+        return "\n".join([*lines, str(options.shell)])
+    lines.append(f"export PYTHONPATH={shlex.quote(str(Path(__file__).parent))}${{PYTHONPATH:+:$PYTHONPATH}}")
+    binary_tests = shlex.split(options.binary_tests)
+    compile_tests([*binary_tests, *pytest_arguments])
     # -u: the output is live although it goes to a file.
-    path += f"export PYTHONPATH={shlex.quote(str(Path(__file__).parent))}${{PYTHONPATH:+:$PYTHONPATH}}\n"
-    pytest = [sys.executable, "-u", *PYTEST, *WATCH, f"--junitxml={L1_OUT}/junit.xml", *pytest_arguments]
-    return path + shlex.join(pytest)
+    pytest = [sys.executable, "-u", *PYTEST, *WATCH]
+    if binary_tests:
+        words = shlex.join([*pytest, f"--junitxml={L1_OUT}/junit-binary.xml", *binary_tests])
+        program = shlex.quote(str(options.binary.absolute().parent / "{name}"))
+        lines.append(f"FASTVSOCK_TEST_COMMAND={shlex.quote(program)} {words} || status=$?")
+    words = shlex.join([*pytest, f"--junitxml={L1_OUT}/junit.xml", *pytest_arguments])
+    return "\n".join([*lines, f"{words} || exit $?", "exit $status"])
 
 
 def main() -> int:
@@ -105,10 +118,14 @@ def main() -> int:
         return machine.BOOT_FAILED
     if options.build_only:
         return 0
+    if not options.binary.exists():
+        print(f"vm: failed: {options.binary} is not there: run make build/static/fastvsock, or give --binary")
+        return machine.BOOT_FAILED
     out = (options.out or images.cache_folder() / "vm-results").resolve()
     try:
         with images.locked(out / ".lock", wait=False):
             command = command_line(options, pytest_arguments)
+            images.write_cpio(out / "initrd2-more", [images.file("bin/fastvsock", options.binary.read_bytes(), 0o755)])
             machine.write_command(out, command, PROJECT, machine.passed_on())
             return machine.boot_and_run(built, out, options.timeout)
     except BlockingIOError:
