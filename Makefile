@@ -71,25 +71,36 @@ fuzz: build
 	FASTVSOCK_FUZZ=$(FUZZ) $(BIN)/python -m pytest -q tests/channels/test_fuzz.py
 
 # Tests are slow under emulation, so the VM runs a part: the protocol, the relay, the chain, and each service once.
-VM_TESTS := tests/emulator/test_protocol.py tests/connect/test_behaviour.py tests/vm \
+VM_TESTS := tests/emulator/test_protocol.py tests/connect/test_behaviour.py tests/vm/test_chain.py tests/vm/test_cost.py \
 	tests/connect/test_side_by_side.py \
 	tests/service/test_relaying.py::test_every_connection_is_relayed \
 	tests/service/test_relaying.py::test_a_guest_that_refuses_gives_a_closed_connection_and_one_line \
 	tests/service/test_listen.py::test_a_connection_is_stdin_and_stdout \
 	tests/service/test_listen.py::test_a_connection_is_joined_to_a_socket_of_the_host \
-	tests/service/test_listen.py::test_a_connection_gets_a_child_of_its_own
+	tests/service/test_listen.py::test_a_connection_gets_a_child_of_its_own \
+	tests/channels/test_exec.py::test_stdout_and_status_are_the_commands \
+	tests/channels/test_exec.py::test_a_stream_up_and_down_is_whole \
+	tests/channels/test_guest.py::test_run_takes_files \
+	tests/channels/test_guest.py::test_popen_talks_with_a_running_command \
+	tests/channels/test_guest.py::test_communicate \
+	tests/channels/test_guest.py::test_nothing_is_left_of_many_commands
 
 # What runs the program as processes, and of the slower folders what every connection, command and installation needs.
 BINARY_TESTS := tests/connect tests/cli tests/channels/test_exec.py tests/channels/test_endings.py \
 	tests/channels/test_terminal.py tests/runcvm/test_binary*.py
 
-# Those that the static binary runs, which starts five times as fast as the package: some of connect.
-VM_BINARY_TESTS := tests/connect/test_behaviour.py::test_d1_a_few_bytes_are_forwarded_at_once \
+# Those that the static binary runs, which starts five times as fast as the package: agent, exec, and some of connect.
+VM_BINARY_TESTS := tests/vm/test_agent.py tests/channels/test_exec.py \
+	tests/channels/test_terminal.py \
+	tests/channels/test_endings.py::test_signals_go_to_the_commands_process_group \
+	tests/connect/test_behaviour.py::test_d1_a_few_bytes_are_forwarded_at_once \
 	tests/connect/test_behaviour.py::test_d2_the_end_of_the_guest_ends_the_process_although_stdin_is_open \
 	tests/connect/test_behaviour.py::test_d5_failure_and_success_have_their_own_exit_status \
 	tests/connect/test_behaviour.py::test_both_directions_at_once_come_through_whole \
 	tests/connect/test_behaviour.py::test_a_stalled_consumer_stops_the_guest_and_loses_nothing \
-	tests/connect/test_behaviour.py::test_four_at_once_do_not_mix
+	tests/connect/test_behaviour.py::test_four_at_once_do_not_mix \
+	--deselect tests/channels/test_exec.py::test_wrong_usage_and_a_missing_socket_are_125 \
+	--deselect tests/channels/test_terminal.py::test_it_is_as_it_was_when_the_connection_breaks
 
 # The static binary of this machine under both of its names (minutes the first time).
 BINARY := build/static/fastvsock

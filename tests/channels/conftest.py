@@ -5,7 +5,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from support.channels import Guest, agent_on
+from support.channels import REAL_GUEST, Guest, agent_on
 from support.rig import Rig
 
 
@@ -17,7 +17,10 @@ def engine(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session")
 def guest(engine: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guest]:
-    """An agent on a Unix socket of its own."""
+    """An agent: real Firecracker's guest where there is one, else on a Unix socket of its own."""
+    if REAL_GUEST.uds:
+        yield REAL_GUEST
+        return
     with agent_on(tmp_path_factory.mktemp("guest") / "agent.sock", engine=engine) as guest:
         yield guest
 

@@ -4,7 +4,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 import uuid
 from pathlib import Path
@@ -19,28 +18,26 @@ from support.bad_frames import BAD
 from support.channels import Guest, Peer, agent_on, exec_command, exec_in, executing, processes_with, umbrella, within
 
 STARTED = protocol.started()
+# Two processes, each of which says when it waits for a signal, and then that it has come.
 GROUP = """
-import os, signal, sys
-taken = []
-signal.signal(getattr(signal, sys.argv[1]), lambda number, frame: taken.append(number))
-child = os.fork()
-if not child:
-    print("ready", flush=True)
-while not taken:
-    signal.sigtimedwait([], 0.01)
-if not child:
-    os._exit(0)
-print(os.waitpid(child, 0)[1], flush=True)
-sys.exit(9)
+await() {
+    trap 'taken=1' $1
+    echo ready
+    until [ "$taken" ]; do sleep 0.05; done
+    echo taken
+}
+trap : $1
+await $1 | { read line && await $1 && cat; }
+exit 9
 """
 
 
 @pytest.mark.parametrize("name", ["INT", "TERM", "HUP", "QUIT", "USR1", "USR2", "WINCH"])
 def test_signals_go_to_the_commands_process_group(guest: Guest, engine: str, name: str) -> None:
-    with executing(guest, sys.executable, "-c", GROUP, f"SIG{name}", engine=engine) as child:
+    with executing(guest, "sh", "-c", GROUP, "sh", name, engine=engine) as child:
         assert child.stdout.readline() == b"ready\n"
         child.send_signal(getattr(signal, f"SIG{name}"))
-        assert child.stdout.read() == b"0\n"
+        assert child.stdout.read() == b"taken\ntaken\n"
         assert child.wait(HANG) == 9
 
 

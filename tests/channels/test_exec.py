@@ -4,16 +4,14 @@ import hashlib
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from support import HANG, read_exactly, write_all
-from support.channels import LIBC_SIGNALS, Guest, exec_in, executing, umbrella
+from support.channels import LIBC_SIGNALS, REAL_GUEST, Guest, exec_in, executing, umbrella
 
-COUNT = "import sys; print(len(sys.stdin.buffer.read()))"
-ARGUMENTS = "import os, sys; sys.stdout.buffer.write(b'\\0'.join(map(os.fsencode, sys.argv[1:])))"
+LARGE = 10_000_000 if REAL_GUEST.uds else 20_000_000
 
 
 def test_stdout_and_status_are_the_commands(guest: Guest, engine: str) -> None:
@@ -45,7 +43,7 @@ def test_without_i_stdin_is_empty_and_ours_is_left_alone(guest: Guest, engine: s
 
 
 def test_the_end_of_an_empty_stdin_reaches_the_command(guest: Guest, engine: str) -> None:
-    assert exec_in(guest, sys.executable, "-c", COUNT, input=b"", engine=engine).stdout == b"0\n"
+    assert exec_in(guest, "wc", "-c", input=b"", engine=engine).stdout == b"0\n"
 
 
 def test_the_end_of_stdin_reaches_the_command_while_it_answers(guest: Guest, engine: str) -> None:
@@ -56,7 +54,7 @@ def test_the_end_of_stdin_reaches_the_command_while_it_answers(guest: Guest, eng
         assert child.wait(HANG) == 0
 
 
-@pytest.mark.parametrize("size", [1, 65535, 65536, 65537, 20_000_000])
+@pytest.mark.parametrize("size", [1, 65535, 65536, 65537, LARGE])
 def test_a_stream_up_and_down_is_whole(guest: Guest, engine: str, size: int, tmp_path: Path) -> None:
     data = os.urandom(size)
     done = exec_in(guest, "cat", input=data, engine=engine)
@@ -74,8 +72,8 @@ def test_a_stream_up_and_down_is_whole(guest: Guest, engine: str, size: int, tmp
 def test_bytes_stay_bytes(guest: Guest, engine: str) -> None:
     every = bytes(byte for byte in range(1, 256))
     words = [b"", b" ", b"'\"\\$`", b"a\nb", every, b"\x80\x85\xff", b"x" * 100_000, "Ä €".encode(), b"--", b"-i", b""]
-    done = exec_in(guest, sys.executable, "-c", ARGUMENTS, *map(os.fsdecode, words), engine=engine)
-    assert done.stdout.split(b"\0") == words
+    done = exec_in(guest, "sh", "-c", "printf '%s\\0' \"$@\"", "sh", *map(os.fsdecode, words), engine=engine)
+    assert done.stdout.split(b"\0") == [*words, b""]
 
 
 def test_the_environment_is_the_agents_and_what_is_asked_for(guest: Guest, engine: str, tmp_path: Path) -> None:
@@ -91,20 +89,20 @@ def test_the_environment_is_the_agents_and_what_is_asked_for(guest: Guest, engin
 
 
 def test_clear_env_leaves_what_is_asked_for_alone(guest: Guest, engine: str) -> None:
-    done = exec_in(guest, "/usr/bin/env", options=["--clear-env", "-e", "A=1"], engine=engine)
+    done = exec_in(guest, "env", options=["--clear-env", "-e", "A=1"], engine=engine)
     assert done.stdout == b"A=1\n"
 
 
 def test_a_command_is_found_by_the_path_that_it_gets(guest: Guest, engine: str, tmp_path: Path) -> None:
-    (tmp_path / "mine").write_text("#!/bin/sh\necho mine\n")
-    (tmp_path / "mine").chmod(0o755)
+    write = 'mkdir -p "$1" && cd "$1" && cat >mine && chmod 755 mine'
+    exec_in(guest, "sh", "-c", write, "sh", str(tmp_path), engine=engine, input=b"#!/bin/sh\necho mine\n")
     done = exec_in(guest, "mine", options=["-e", f"PATH=/nope:{tmp_path}"], engine=engine)
     assert (done.returncode, done.stdout) == (0, b"mine\n")
 
 
 def test_the_working_directory(guest: Guest, engine: str, tmp_path: Path) -> None:
     folder = tmp_path / os.fsdecode(b"a b\n\xff")
-    folder.mkdir()
+    exec_in(guest, "mkdir", "-p", str(folder), engine=engine)
     done = exec_in(guest, "pwd", options=["-w", str(folder)], engine=engine)
     assert done.stdout == os.fsencode(folder) + b"\n"
 
@@ -131,7 +129,7 @@ def test_the_user_and_the_groups(guest: Guest, engine: str, options: list[str], 
 def test_the_working_directory_may_be_one_that_only_the_agent_may_enter(
     guest: Guest, engine: str, tmp_path: Path
 ) -> None:
-    (tmp_path / "mine").mkdir(0o700)
+    exec_in(guest, "mkdir", "-p", "-m", "700", str(tmp_path / "mine"), engine=engine)
     options = ["-u", "nobody", "-w", str(tmp_path / "mine")]
     done = exec_in(guest, "readlink", "/proc/self/cwd", options=options, engine=engine)
     assert done.stdout == os.fsencode(tmp_path / "mine") + b"\n", done.stderr
@@ -172,9 +170,13 @@ def test_what_cannot_be_run_is_a_status_and_a_sentence(
 
 
 def test_the_command_has_nothing_but_its_three_descriptors(guest: Guest, engine: str) -> None:
-    script = "import os; print(sorted(os.listdir('/proc/self/fd'))); print(os.getpid() == os.getsid(0) == os.getpgrp())"
-    done = exec_in(guest, sys.executable, "-c", script, engine=engine)
-    assert done.stdout == b"['0', '1', '2', '3']\nTrue\n"  # 3 reads the folder
+    done = exec_in(guest, "ls", "/proc/self/fd", engine=engine)
+    assert done.stdout.split() == [b"0", b"1", b"2", b"3"]  # 3 reads the folder
+
+
+def test_the_command_has_a_session_and_a_group_of_its_own(guest: Guest, engine: str) -> None:
+    pid, group, session = exec_in(guest, "cut", "-d ", "-f1,5,6", "/proc/self/stat", engine=engine).stdout.split()
+    assert pid == group == session
 
 
 def test_the_command_has_the_default_signals(guest: Guest, engine: str) -> None:
@@ -188,7 +190,7 @@ def test_a_background_process_that_keeps_stdout_is_not_waited_for(guest: Guest, 
     done = exec_in(guest, "sh", "-c", script, engine=engine)
     assert done.returncode == 0
     assert len(done.stdout) > 300_000, "what the command itself wrote is whole"
-    os.kill(int(done.stdout.split()[-1]), 9)
+    exec_in(guest, "sh", "-c", "kill -9 $1", "sh", done.stdout.split()[-1].decode(), engine=engine)
 
 
 def test_an_unread_stderr_does_not_hold_up_stdout(guest: Guest, engine: str) -> None:
