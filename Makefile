@@ -72,7 +72,9 @@ fuzz: build
 
 # Tests are slow under emulation, so the VM runs a part: the protocol, the relay, the chain, and each service once.
 VM_TESTS := tests/emulator/test_protocol.py tests/connect/test_behaviour.py tests/vm/test_chain.py tests/vm/test_cost.py \
-	tests/connect/test_side_by_side.py \
+	tests/connect/test_side_by_side.py::test_20_execs_and_20_cps_at_once_on_descriptor_3 \
+	tests/connect/test_side_by_side.py::test_20_execs_and_20_cps_at_once_by_one_proxy \
+	tests/connect/test_side_by_side.py::test_the_old_scripts_shape_fails_where_these_hold \
 	tests/service/test_relaying.py::test_every_connection_is_relayed \
 	tests/service/test_relaying.py::test_a_guest_that_refuses_gives_a_closed_connection_and_one_line \
 	tests/service/test_listen.py::test_a_connection_is_stdin_and_stdout \
