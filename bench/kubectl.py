@@ -17,7 +17,7 @@ from pathlib import Path
 
 from . import ways as transports
 from .measures import MIB, Measure, unit
-from .peers import HERE, Peer, socat_version
+from .peers import HERE, Peer, binary, no_binary, our_version, socat_version
 from .sample import PeerError, Sample
 
 sys.path.insert(0, str(HERE.parents[1] / "tests"))
@@ -30,9 +30,21 @@ from support.apiserver import NAME
 from support.bundles import put
 from support.kubectl import Pod, inside, pod, processes_about
 from support.ssh import find
-from support.ways import WAYS, Dropbear, Way
+from support.ways import WAYS, Channels, Dropbear, Way
 
 SLOWEST = 400.0  # seconds; more is a fault
+
+
+class StaticChannels(Channels):
+    """With the static binary itself, which is what is installed."""
+
+    def missing(self) -> str:
+        """Return what this machine lacks."""
+        return super().missing() or no_binary()
+
+    def binary(self, folder: Path) -> Path:
+        """The one of this source."""
+        return binary()
 
 
 class Socats(Dropbear):
@@ -57,8 +69,8 @@ class Socats(Dropbear):
         (bundle / "bin/tar").symlink_to("busybox")
 
 
-ALL: dict[str, Way] = {way.name: way for way in (*WAYS, Socats())}
-VERSIONS = {"floor": lambda: f"kubectl {fetch.KUBECTL_VERSION}", "socats": socat_version}
+ALL: dict[str, Way] = {way.name: way for way in (*WAYS, StaticChannels(), Socats())}
+VERSIONS = {"floor": lambda: f"kubectl {fetch.KUBECTL_VERSION}", "channels": our_version, "socats": socat_version}
 PEERS = [
     Peer(name, way.title, "kubectl", list[str], way.missing, VERSIONS.get(name, transports.Dropbear.version))
     for name, way in ALL.items()
