@@ -2,6 +2,7 @@
 
 import errno
 import os
+import select
 import socket
 from pathlib import Path
 
@@ -255,6 +256,15 @@ def test_a_message_comes_whole_however_large(rig: Rig) -> None:
     rig.peer.sock.sendall(whole[100:] + frames.frame(MESSAGE + 1))
     assert rig.run() == (exchange.MESSAGE, MESSAGE, data)
     assert rig.run() == (exchange.MESSAGE, MESSAGE + 1, b"")
+
+
+def test_what_comes_behind_a_message_waits_until_that_is_taken(rig: Rig) -> None:
+    rig.use_pipes()
+    rig.peer.sock.sendall(frames.frame(MESSAGE, 0, b"first") + frames.frame(frames.DATA, 1, b"then"))
+    assert rig.run() == (exchange.MESSAGE, MESSAGE, b"first")
+    assert not select.select([rig.out], [], [], 0)[0]
+    rig.settle()
+    assert read_exactly(rig.out, 4) == b"then"
 
 
 @pytest.mark.parametrize("before", [b"", frames.frame(frames.DATA, 1, b"bytes")])

@@ -35,7 +35,7 @@ ENGINE = {
     "splice": {"fastvsock.engines._frames", "fastvsock.engines._splice"},
     "copy": {"fastvsock.engines._framescopy", "select", "termios"},
 }
-TERMINAL = {"fastvsock.channels.terminal", "termios"}
+TERMINAL = {"fastvsock.host", "fastvsock.host.terminal", "termios"}
 SCRIPT = "import sys; sys.argv = ['fastvsock', 'exec', *sys.argv[1:]]; from fastvsock.cli import main; main()"
 
 

@@ -68,6 +68,15 @@ def test_the_mode_comes_back_after_a_signal(listener: Listener, engine: str, num
         assert not is_raw(program)
 
 
+def test_the_mode_comes_back_when_the_program_is_killed(listener: Listener, engine: str) -> None:
+    with terminal() as (_, program), raw(listener, program, engine) as child, listener.accept():
+        before = termios.tcgetattr(program)
+        until(lambda: is_raw(program))
+        child.kill()
+        until(lambda: not is_raw(program))
+        assert termios.tcgetattr(program) == before
+
+
 def test_the_mode_comes_back_after_an_error(listener: Listener, engine: str) -> None:
     with terminal() as (_, program), raw(listener, program, engine, "--idle-timeout", "0.5") as child:
         with listener.accept():

@@ -16,11 +16,11 @@ IMAGE = (
     "fastvsock.runcvm_vsock_connect",
     "fastvsock.cli.connect",
     "fastvsock.cli.exec",
-    "fastvsock.channels.terminal",
     "fastvsock.engines._copy",
     "fastvsock.engines._frames",
     "fastvsock.engines._framescopy",
     "fastvsock.engines._splice",
+    "fastvsock.host.terminal",
 )
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import signal as _signal
     from collections.abc import Iterator, Sequence
 
-    from ..channels.terminal import RawMode
+    from ..host.terminal import RawMode
 else:
     import _signal  # signal itself imports enum
 
@@ -112,7 +112,7 @@ class Options:
         variables = list(self.environment)
         size = (0, 0)
         if self.tty:
-            from ..channels import terminal
+            from ..host import terminal
 
             size = terminal.size()
             variables.insert(0, b"TERM=" + os.environb.get(b"TERM", b"xterm"))
@@ -266,25 +266,20 @@ class Execution:
         """
         if not self._options.tty:
             return
-        from ..channels import terminal
+        from ..host import terminal
 
         command = self._command
         assert command
 
-        def resize(number: int, frame: object) -> None:
+        def resize(*signal: object) -> None:
             command.resize(*terminal.size())
-
-        def stop(number: int, frame: object) -> None:
-            if self._raw:
-                self._raw.stop()
-            resize(number, frame)
 
         _signal.signal(_signal.SIGWINCH, resize)
         if self._options.stdin and os.isatty(0):
-            self._raw = terminal.RawMode(0)
-            _signal.signal(_signal.SIGTSTP, stop)
-            self._raw.enter()
-        command.resize(*terminal.size())  # it may have changed since the request
+            raw = terminal.RawMode(0, on_return=resize)
+            raw.enter()
+            self._raw = raw
+        resize()  # it may have changed since the request
 
 
 def _stats(channel: Channel, seconds: float) -> str:

@@ -29,6 +29,11 @@ NEARLY_FULL = 15 << 12  # bytes in a pipe of the default size, where the next wr
 BACKLOG = 1 << 16  # bytes of frames that wait for the socket before sources are read no more
 
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
 class _Source:
     """A descriptor whose bytes are sent as a stream."""
 
@@ -69,6 +74,7 @@ class Exchange:
         self._events: list[tuple[int, int, object]] = []
         self._out = bytearray()
         self._in = memoryview(bytearray(RECEIVE))
+        self._received: Iterator[frames.Event] | None = None  # of `_in`, what is not dealt with
         self._readable = self._writable = True
         self._closed = False
 
@@ -157,8 +163,12 @@ class Exchange:
         return self._events.pop(0)
 
     def _receive(self) -> bool:
-        if not self._readable or self._closed:
+        """Deal with what the socket has, up to the next event: what comes behind it may depend on what is done then."""
+        if self._closed or not (self._received or self._readable):
             return False
+        return self._go_on() if self._received else self._read_socket()
+
+    def _read_socket(self) -> bool:
         try:
             count = os.readv(self._sock, [self._in])
         except BlockingIOError:
@@ -169,8 +179,16 @@ class Exchange:
         if not count:
             return self._close(0 if self._frames.is_between else errno.ECONNRESET)
         self._readable = count == RECEIVE
-        for kind, stream, value in self._frames.receive(self._in[:count]):
+        self._received = self._frames.receive(self._in[:count])
+        return self._go_on()
+
+    def _go_on(self) -> bool:
+        assert self._received
+        for kind, stream, value in self._received:
             self._take(kind, stream, value)
+            if self._events:
+                return True
+        self._received = None
         return True
 
     def _take(self, kind: int, stream: int, value: "bytes | memoryview | int") -> None:

@@ -1,52 +1,121 @@
-"""Raw mode for a terminal, and its own mode back, whatever ends the program."""
+"""The terminal of this process: its size, and raw mode, with its own mode back whatever ends the program."""
 
+import fcntl
 import os
-import signal
 import termios
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import signal as _signal
+    from collections.abc import Callable
+
+    Mode = list[int | list[bytes | int]]
+else:
+    import _signal  # signal itself imports enum, and `exec -t` starts often
+
+RAW_INPUT = (
+    termios.IGNBRK
+    | termios.BRKINT
+    | termios.PARMRK
+    | termios.ISTRIP
+    | termios.INLCR
+    | termios.IGNCR
+    | termios.ICRNL
+    | termios.IXON
+)
+RAW_LOCAL = termios.ECHO | termios.ECHONL | termios.ICANON | termios.ISIG | termios.IEXTEN
+
+
+def size(fds: "tuple[int, ...]" = (0, 1, 2)) -> tuple[int, int]:
+    """Rows and columns of the first of `fds` that is a terminal; 0 and 0 where none is."""
+    for fd in fds:
+        try:
+            found = fcntl.ioctl(fd, termios.TIOCGWINSZ, bytes(8))
+        except OSError:
+            continue
+        rows, columns = (int.from_bytes(found[at : at + 2], "little") for at in (0, 2))
+        return rows, columns
+    return 0, 0
 
 
 class RawMode:
-    """The terminal `fd` in raw mode for the length of a `with` block, entered in the main thread.
+    """The terminal `fd` in raw mode, from `enter` to `leave` or for the length of a ``with`` block, in the main thread.
 
     Every byte that is typed arrives at once, Ctrl-C and Ctrl-Z included, and none is echoed. While the process is
-    stopped (SIGTSTP), the terminal has its own mode; when it goes on (SIGCONT), raw mode again.
+    stopped (SIGTSTP), the terminal has its own mode; when it goes on (SIGCONT), raw mode again, and `on_return` is
+    called. A process that is killed restores nothing, so a guardian does: a child that sleeps until this process has
+    ended, and leaves a terminal alone whose mode somebody has changed since.
     """
 
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
+    def __init__(self, fd: int, on_return: "Callable[[], object]" = lambda: None) -> None:
+        self._fd, self._on_return = fd, on_return
         self._usual = termios.tcgetattr(fd)
-        self._handlers = {number: signal.getsignal(number) for number in (signal.SIGTSTP, signal.SIGCONT)}
+        self._raw = _raw(self._usual)
+        self._handlers = {number: _signal.getsignal(number) for number in (_signal.SIGTSTP, _signal.SIGCONT)}
+        self._guard = -1
 
     def __enter__(self) -> "RawMode":
-        signal.signal(signal.SIGTSTP, self._stop)
-        signal.signal(signal.SIGCONT, self._go_on)
-        self._set(_raw(self._usual))
+        self.enter()
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self.leave()
+
+    def enter(self) -> None:
+        """Make the terminal raw."""
+        self._guard = self._watch()
+        _signal.signal(_signal.SIGTSTP, self._stop)
+        _signal.signal(_signal.SIGCONT, self._go_on)
+        _set(self._fd, self._raw)
+
+    def leave(self) -> None:
+        """Make the terminal what it was."""
         for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        self._set(self._usual)
+            _signal.signal(number, handler)
+        _set(self._fd, self._usual)
+        os.close(self._guard)
 
     def _stop(self, number: int, frame: object) -> None:
-        self._set(self._usual)
-        os.kill(os.getpid(), signal.SIGSTOP)
+        _set(self._fd, self._usual)
+        os.kill(os.getpid(), _signal.SIGSTOP)
 
     def _go_on(self, number: int, frame: object) -> None:
-        self._set(_raw(self._usual))
+        _set(self._fd, self._raw)
+        self._on_return()
 
-    def _set(self, mode: "list[int | list[bytes | int]]") -> None:
-        # A process in the background that sets a terminal's mode is stopped for it, unless it ignores SIGTTOU.
-        before = signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+    def _watch(self) -> int:
+        """Start the guardian, which ends when the descriptor returned is closed."""
+        read_end, write_end = os.pipe2(os.O_CLOEXEC)
+        if os.fork():
+            os.close(read_end)
+            return write_end
         try:
-            termios.tcsetattr(self._fd, termios.TCSANOW, mode)
-        except termios.error:
-            pass  # it was hung up
+            os.setpgid(0, 0)  # what a terminal sends to our group is not for it
+            for number in (_signal.SIGTTIN, _signal.SIGHUP, _signal.SIGTERM):
+                _signal.signal(number, _signal.SIG_IGN)
+            terminal, ended = os.dup(self._fd), os.dup(read_end)
+            os.dup2(terminal, 0)
+            os.dup2(ended, 1)
+            os.closerange(2, 1 << 20)
+            os.read(1, 1)
+            if termios.tcgetattr(0)[:4] == self._raw[:4]:
+                _set(0, self._usual)
         finally:
-            signal.signal(signal.SIGTTOU, before)
+            os._exit(0)
 
 
-def _raw(usual: "list[int | list[bytes | int]]") -> "list[int | list[bytes | int]]":
+def _set(fd: int, mode: "Mode") -> None:
+    # A process in the background that sets a terminal's mode is stopped for it, unless it ignores SIGTTOU.
+    before = _signal.signal(_signal.SIGTTOU, _signal.SIG_IGN)
+    try:
+        termios.tcsetattr(fd, termios.TCSANOW, mode)
+    except termios.error:
+        pass  # it was hung up
+    finally:
+        _signal.signal(_signal.SIGTTOU, before)
+
+
+def _raw(usual: "Mode") -> "Mode":
     """What cfmakeraw(3) makes of a mode."""
     iflag, oflag, cflag, lflag, ispeed, ospeed, characters = usual
     assert isinstance(iflag, int)
@@ -54,19 +123,7 @@ def _raw(usual: "list[int | list[bytes | int]]") -> "list[int | list[bytes | int
     assert isinstance(cflag, int)
     assert isinstance(lflag, int)
     assert isinstance(characters, list)
-    iflag &= ~(
-        termios.IGNBRK
-        | termios.BRKINT
-        | termios.PARMRK
-        | termios.ISTRIP
-        | termios.INLCR
-        | termios.IGNCR
-        | termios.ICRNL
-        | termios.IXON
-    )
-    oflag &= ~termios.OPOST
-    lflag &= ~(termios.ECHO | termios.ECHONL | termios.ICANON | termios.ISIG | termios.IEXTEN)
     cflag = cflag & ~(termios.CSIZE | termios.PARENB) | termios.CS8
     characters = list(characters)
     characters[termios.VMIN], characters[termios.VTIME] = 1, 0
-    return [iflag, oflag, cflag, lflag, ispeed, ospeed, characters]
+    return [iflag & ~RAW_INPUT, oflag & ~termios.OPOST, cflag, lflag & ~RAW_LOCAL, ispeed, ospeed, characters]
