@@ -1,4 +1,4 @@
-"""How a channel ends: by signals, by a client, an agent or a VMM that goes, and by an agent that is none."""
+"""How a channel ends: by signals, by a client, an agent or a VMM that goes, and by a program that is not an agent."""
 
 import os
 import signal

@@ -475,7 +475,7 @@ class Dialling(Work):
 
 
 def _dial(address: str) -> _socket.socket:
-    """A connected socket that does not block. Raises `OSError`, and `ValueError` for an address that is none."""
+    """A connected socket that does not block. Raises `OSError`, and `ValueError` for what is not an address."""
     kind, _, where = address.partition(":")
     if kind == "unix" and where:
         return _connected(_socket.AF_UNIX, where)

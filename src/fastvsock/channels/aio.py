@@ -27,32 +27,14 @@ import subprocess
 from collections.abc import Callable, Iterable, Mapping
 from typing import IO, Any, TypeVar
 
-from . import protocol
 from .client import Channel
-from .guest import PATIENCE, PIPE, File, Guest, GuestProcess, Job, Words, make_request
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from ..handshake import Path
+from .guest import PATIENCE, PIPE, File, Guest, GuestProcess, Job, Reachable, Words
 
 Made = TypeVar("Made")
 
 
-class AsyncGuest:
+class AsyncGuest(Reachable):
     """A guest with `fastvsock agent` in it, behind the VMM's Unix socket `uds`. The parameters are those of `Guest`."""
-
-    def __init__(
-        self,
-        uds: "Path",
-        *,
-        port: int = protocol.PORT,
-        timeout: float | None = 10.0,
-        wait: float = 0.0,
-        engine: str | None = None,
-    ) -> None:
-        self._uds = uds
-        self._how: dict[str, Any] = {"port": port, "timeout": timeout, "wait": wait, "engine": engine}
-        self._guest = Guest(uds, **self._how)
 
     async def run(
         self,
@@ -76,8 +58,9 @@ class AsyncGuest:
     ) -> "subprocess.CompletedProcess[Any]":
         """`Guest.run`. To cancel it ends the command."""
         with Job(args, input, stdin, stdout, stderr, capture_output, (text, encoding, errors)) as job:
-            request = make_request(args, job.stdin, env, cwd, user, group, extra_groups)
-            process = await self._start(args, request, *job.files)
+            process = await self._start(
+                args, lambda: self._open(args, job.stdin, env, cwd, user, group, extra_groups), *job.files
+            )
             try:
                 async with asyncio.timeout(timeout):
                     status: int | None = await process.wait()
@@ -105,13 +88,13 @@ class AsyncGuest:
     ) -> "AsyncGuestProcess":
         """Start a command: `asyncio.create_subprocess_exec`, over there. Raises what `Guest.popen` does."""
         process = await self._start(
-            args, make_request(args, stdin, env, cwd, user, group, extra_groups), stdin, stdout, stderr
+            args, lambda: self._open(args, stdin, env, cwd, user, group, extra_groups), stdin, stdout, stderr
         )
         await process.connect()
         return process
 
     async def _start(
-        self, args: Words, request: protocol.Request, stdin: File, stdout: File, stderr: File
+        self, args: Words, connect: Callable[[], Channel], stdin: File, stdout: File, stderr: File
     ) -> "AsyncGuestProcess":
         loop = asyncio.get_running_loop()
         over = asyncio.Event()
@@ -123,8 +106,7 @@ class AsyncGuest:
                 pass  # the loop is closed, and nobody waits
 
         def start() -> GuestProcess:
-            channel = Channel(self._uds, request, **self._how)
-            return GuestProcess(args, channel, stdin, stdout, stderr, on_over=on_over)
+            return GuestProcess(args, connect(), stdin, stdout, stderr, on_over=on_over)
 
         return AsyncGuestProcess(await _in_thread(start, GuestProcess.abandon), over)
 
@@ -133,12 +115,12 @@ class AsyncGuest:
 
         Raises what `Guest.dial` does.
         """
-        sock = await _in_thread(lambda: self._guest.dial(address), lambda sock: sock.close())
+        sock = await _in_thread(lambda: Guest(self._uds, **self._how).dial(address), lambda sock: sock.close())
         return await asyncio.open_unix_connection(sock=sock)
 
     async def info(self) -> dict[str, str]:
         """`Guest.info`."""
-        return await asyncio.to_thread(self._guest.info)
+        return await asyncio.to_thread(Guest(self._uds, **self._how).info)
 
 
 async def _in_thread(make: Callable[[], Made], undo: Callable[[Made], object]) -> Made:

@@ -48,7 +48,7 @@ def dial(
 class DialRelay:
     """Relays between a dial channel and the connected socket `near`, which does not block: as `relaying.Relay` does.
 
-    `has_left` tells whether the peer of `near` has closed and not only half-closed; it is asked now and then once the
+    `has_left` returns whether the peer of `near` has closed and not only half-closed; it is asked now and then once the
     peer sends no more. With `idle_timeout` (seconds), a relay in which nothing moves is given up. Neither the channel
     nor the socket is closed.
     """

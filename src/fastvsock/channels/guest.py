@@ -56,13 +56,8 @@ PATIENCE = 5.0  # seconds for a killed command to end
 PIECE = 1 << 16  # bytes
 
 
-class Guest:
-    """A guest with `fastvsock agent` in it, behind the VMM's Unix socket `uds`.
-
-    `port` is the agent's AF_VSOCK port. `timeout` (seconds) bounds each attempt to connect, and the time to the agent's
-    first answer; for `wait` (seconds) connecting is tried again while the guest boots. `engine` is ``auto``, ``splice``
-    or ``copy``. An object of this class holds no connection: each call makes its own, from any thread.
-    """
+class Reachable:
+    """What `Guest` and `AsyncGuest` have in common: how their guest is reached, and what its agent is asked for."""
 
     def __init__(
         self,
@@ -75,6 +70,42 @@ class Guest:
     ) -> None:
         self._uds = uds
         self._how: dict[str, Any] = {"port": port, "timeout": timeout, "wait": wait, "engine": engine}
+
+    def _open(
+        self,
+        args: Words,
+        stdin: File,
+        env: Mapping[str, str] | None,
+        cwd: str | None,
+        user: str | int | None,
+        group: str | int | None,
+        extra_groups: Iterable[str | int] | None,
+    ) -> Channel:
+        """A channel with the request for a command under way; raises what `Channel` does."""
+        words = [args] if isinstance(args, (str, bytes, os.PathLike)) else list(args)
+        flags = protocol.WITH_STDIN if stdin is not None and stdin != DEVNULL else 0
+        who = "" if user is None else str(user)
+        if group is not None:
+            who += f":{group}"
+        request = Request(
+            protocol.EXEC,
+            arguments=map(os.fsencode, words),
+            variables=[os.fsencode(f"{name}={value}") for name, value in (env or {}).items()],
+            directory=os.fsencode(cwd or ""),
+            user=os.fsencode(who),
+            groups=None if extra_groups is None else [os.fsencode(str(group)) for group in extra_groups],
+            flags=flags | (protocol.CLEAR_ENVIRONMENT if env is not None else 0),
+        )
+        return Channel(self._uds, request, **self._how)
+
+
+class Guest(Reachable):
+    """A guest with `fastvsock agent` in it, behind the VMM's Unix socket `uds`.
+
+    `port` is the agent's AF_VSOCK port. `timeout` (seconds) bounds each attempt to connect, and the time to the agent's
+    first answer; for `wait` (seconds) connecting is tried again while the guest boots. `engine` is ``auto``, ``splice``
+    or ``copy``. An object of this class holds no connection: each call makes its own, from any thread.
+    """
 
     def run(
         self,
@@ -107,9 +138,8 @@ class Guest:
         connection to the agent fails; and the errors of `fastvsock.connect`.
         """
         with Job(args, input, stdin, stdout, stderr, capture_output, (text, encoding, errors)) as job:
-            request = make_request(args, job.stdin, env, cwd, user, group, extra_groups)
             deadline = None if timeout is None else monotonic() + timeout
-            channel = Channel(self._uds, request, **self._how)
+            channel = self._open(args, job.stdin, env, cwd, user, group, extra_groups)
             try:
                 status = _run(Command(channel, job.ends), deadline)
             finally:
@@ -136,10 +166,8 @@ class Guest:
 
         Returns once the command has started. Raises what `run` does, but for `timeout` and `check`.
         """
-        request = make_request(args, stdin, env, cwd, user, group, extra_groups)
-        return GuestProcess(
-            args, Channel(self._uds, request, **self._how), stdin, stdout, stderr, text, encoding, errors
-        )
+        channel = self._open(args, stdin, env, cwd, user, group, extra_groups)
+        return GuestProcess(args, channel, stdin, stdout, stderr, text, encoding, errors)
 
     def dial(self, address: tuple[str, int] | str) -> socket.socket:
         """Connect to a TCP port (host and port) or a Unix socket (its path) inside the guest.
@@ -173,7 +201,7 @@ class Guest:
 
 
 class GuestProcess:
-    """A command that runs in a guest, as `subprocess.Popen` has it. Its pid means nothing here, and is not told.
+    """A command that runs in a guest, as `subprocess.Popen` has it. Its pid means nothing here, and is left out.
 
     `stdin`, `stdout` and `stderr` are files where PIPE was asked for. `returncode` is the exit status, or -n where
     signal n ended the command; None while it runs. To leave the ``with`` block waits for it. `on_over` is called in
@@ -469,31 +497,6 @@ def _run(command: Command, deadline: float | None) -> int | None:
         except errors.ChannelError:
             pass  # it is closed in a moment anyway
     return status
-
-
-def make_request(
-    args: Words,
-    stdin: File,
-    env: Mapping[str, str] | None,
-    cwd: str | None,
-    user: str | int | None,
-    group: str | int | None,
-    extra_groups: Iterable[str | int] | None,
-) -> Request:
-    words = [args] if isinstance(args, (str, bytes, os.PathLike)) else list(args)
-    flags = protocol.WITH_STDIN if stdin is not None and stdin != DEVNULL else 0
-    who = "" if user is None else str(user)
-    if group is not None:
-        who += f":{group}"
-    return Request(
-        protocol.EXEC,
-        arguments=map(os.fsencode, words),
-        variables=[os.fsencode(f"{name}={value}") for name, value in (env or {}).items()],
-        directory=os.fsencode(cwd or ""),
-        user=os.fsencode(who),
-        groups=None if extra_groups is None else [os.fsencode(str(group)) for group in extra_groups],
-        flags=flags | (protocol.CLEAR_ENVIRONMENT if env is not None else 0),
-    )
 
 
 def make_address(address: tuple[str, int] | str) -> str:

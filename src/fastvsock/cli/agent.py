@@ -39,7 +39,7 @@ options:
   -h, --help            print this help
 
 exit status: 128+n ended by signal n (TERM, INT, HUP), once the sessions that it
-started have ended; 1 a failure, told on stderr in one line; 2 wrong usage.
+started have ended; 1 a failure, explained on stderr in one line; 2 wrong usage.
 """
 
 VALUES = {

@@ -47,7 +47,7 @@ options:
                          SHLVL, which are its shell's
   --port PORT            the agent's AF_VSOCK port (default 721)
   --timeout SECONDS      time for connecting and the first answer (default 10)
-  --wait SECONDS         retry for so long while the guest is booting (default 0)
+  --wait SECONDS         keep trying while the guest is booting (default 0)
   --or-else PROGRAM [ARG ...] ;
                          become that program, on this machine, where connecting
                          fails: then nothing has been asked of an agent
@@ -58,7 +58,7 @@ options:
 
 exit status: the command's, 128+n if signal n ended it; 127 there is no such
 command, 126 it cannot be run, or not as that user or in that directory; 125
-fastvsock itself failed, wrong usage included, told on stderr in one line.
+fastvsock itself failed, wrong usage included, explained on stderr in one line.
 """
 
 FLAGS = {"-i": "stdin", "--interactive": "stdin", "-t": "tty", "--tty": "tty"}

@@ -19,8 +19,8 @@ Each FORWARD is kubectl's LOCAL:PORT, PORT for the same number on both sides, or
 chooses; with ADDRESS: in front for another address than 127.0.0.1. unix:PATH may stand for either side. Each address
 that is listened on is printed, in order, as "listening on ADDRESS". Both half-closes pass through: --linger has no use.
 
-exit status: 0, 1 for a failure that ended it or its --once connection, told on stderr in one line, 2 for wrong usage,
-128+n where a second signal n cut the --grace short.
+exit status: 0, 1 for a failure that ended it or its --once connection, explained on stderr in one line, 2 for wrong
+usage, 128+n where a second signal n cut the --grace short.
 """
 
 
@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> int:
         type=Seconds(),
         default=0.0,
         metavar="SECONDS",
-        help="for each connection: retry so long while the guest is still booting (default 0)",
+        help="for each connection: keep trying while the guest is still booting (default 0)",
     )
     add_options(parser, over_limit="others wait")
     return run(parser.parse_args(arguments))

@@ -8,7 +8,7 @@ length; big-endian) and `length` bytes behind it. Types below `MESSAGES` belong 
 - CREDIT: the receiver has room for so many bytes more;
 - STOP: nobody reads the stream any more. Its sender answers with END; what comes until then is dropped.
 
-Every other type is a message, whole in one frame, and its meaning is the affair of whoever uses `Frames`: see
+Every other type is a message, whole in one frame, and its meaning belongs to the user of `Frames`: see
 channels/protocol.py. Streams begin with a credit of `WINDOW` that nobody has to give. A receiver gives back what it
 delivers, and twice as much where the sender has used all that it had and none of it waits to be read, up to
 `WINDOW_MAX`: a stream that flows gets room to flow, and one that nobody reads holds no more than its last window.
