@@ -68,13 +68,6 @@ def drain(peer: Peer) -> None:
         peer.receive()
 
 
-def test_a_thousand_channels_one_after_another_leave_nothing(guest: Guest) -> None:
-    is_again = is_at_rest(guest)
-    for number in range(1000):
-        assert run_by_hand(guest, b"/bin/echo", b"%d" % number) == (b"%d\n" % number, 0)
-    assert within(HANG, is_again)
-
-
 def test_two_hundred_channels_at_the_same_time(guest: Guest) -> None:
     is_again = is_at_rest(guest)
     peers = [ask(guest, b"/bin/cat", flags=protocol.WITH_STDIN) for _ in range(200)]

@@ -68,3 +68,15 @@ def test_a_pipe_has_its_size_again_when_its_stream_has_ended(rig: Rig) -> None:
     os.close(rig.feed)
     assert rig.run() == (exchange.SOURCE_ENDED, 0, 0)
     assert fcntl.fcntl(rig.source, fcntl.F_GETPIPE_SZ) == 65536
+
+
+def test_a_pipe_that_its_owner_has_closed_takes_no_more_of_the_budget(rig: Rig) -> None:
+    source, feed = rig.pipe()
+    rig.exchange.add_source(0, source)
+    write_all(feed, bytes(65536))
+    before = engines.budget.taken
+    rig.settle()
+    assert engines.budget.taken > before
+    os.close(source)
+    rig.exchange.close()
+    assert engines.budget.taken == before

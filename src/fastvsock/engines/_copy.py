@@ -35,11 +35,8 @@ class Pipe:
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._taken = 0  # of the budget
-        self._tried = False
-        try:
-            self.size: float = fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ)
-        except OSError:
-            self.size, self._tried = float("inf"), True  # not a pipe
+        self.size: float = _size(fd) or float("inf")
+        self._tried = self.size == float("inf")  # not a pipe
         self._usual = self.size
 
     @property
@@ -52,7 +49,7 @@ class Pipe:
         if self._tried:
             return False
         self._tried = True
-        size, want = fcntl.fcntl(self._fd, fcntl.F_GETPIPE_SZ), PIPE_SIZE
+        size, want = _size(self._fd), PIPE_SIZE
         while want > size:
             if budget.take(want - size, True):
                 if _resize(self._fd, want):
@@ -68,7 +65,7 @@ class Pipe:
         if not self._taken:
             return
         size = int(self._usual)
-        if fcntl.fcntl(self._fd, fcntl.F_GETPIPE_SZ) == self.size:  # else somebody has changed it, and means it
+        if _size(self._fd) == self.size:  # else somebody has changed it, and means it, or closed it
             while size < self.size and not _resize(self._fd, size):
                 size *= 2
         left = size - int(self._usual)
@@ -81,6 +78,14 @@ class Pipe:
         budget.give_back(self._taken)
         self._taken = 0
         self._tried = self._usual == float("inf")
+
+
+def _size(fd: int) -> int:
+    """The size of a pipe; 0 where it is something else, or closed."""
+    try:
+        return fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ)
+    except OSError:
+        return 0
 
 
 def _resize(fd: int, size: int) -> bool:
