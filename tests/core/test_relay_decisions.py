@@ -3,6 +3,7 @@
 import errno
 import os
 import socket
+import time
 from collections.abc import Callable
 from types import SimpleNamespace
 
@@ -243,6 +244,8 @@ def test_a_guest_is_only_silent_where_down_met_its_end_of_file_and_it_has_not_cl
     end: int, guest: str, silent: bool, make: Callable[..., Relay], ends: Ends
 ) -> None:
     relay = make()
+    reported: list[tuple[int, int]] = []
+    relay._after_down = lambda *end: reported.append(end)  # type: ignore[method-assign]
     relay._up_is_over = True
     relay._down.run = lambda look=-1: (end, 0)  # type: ignore[method-assign]
     if guest == "closed":
@@ -250,7 +253,7 @@ def test_a_guest_is_only_silent_where_down_met_its_end_of_file_and_it_has_not_cl
     relay._down_running.acquire()
     relay._run_down()
     assert relay._guest_is_silent is silent
-    assert relay._down_end == (end, 0)
+    assert [relay._down_end] == reported == [(end, 0)]
     assert not relay._down_running.locked()
 
 
@@ -270,3 +273,17 @@ def test_of_a_tcp_client_that_half_closed_the_kernel_is_asked_whether_it_has_clo
 
 def test_of_any_other_near_end_it_is_not(make: Callable[..., Relay]) -> None:
     assert not make()._is_deserted()
+
+
+def test_a_relay_is_over_when_both_pumps_are(make: Callable[..., Relay]) -> None:
+    def run(look: int = -1) -> tuple[int, int]:
+        time.sleep(0.1)
+        ended.append("down")
+        return STOPPED, 0
+
+    ended: list[str] = []
+    relay = make()
+    relay._up.run = lambda look=-1: (STOPPED, 0)  # type: ignore[method-assign]
+    relay._down.run = run  # type: ignore[method-assign]
+    relay.run()
+    assert ended == ["down"]

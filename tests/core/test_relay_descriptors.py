@@ -118,6 +118,12 @@ def test_the_pump_to_the_near_end_watches_for_its_reader(make: Callable[..., Rel
     assert [pump._ends[3] for pump in (relay._up, relay._down)] == [False, True]
 
 
+def test_a_relay_that_is_closed_can_still_be_stopped(make: Callable[..., Relay]) -> None:
+    relay = make()
+    relay.close()
+    relay.stop()
+
+
 def test_a_relay_is_woken_whatever_the_number_of_its_descriptor(
     make: Callable[..., Relay], monkeypatch: pytest.MonkeyPatch
 ) -> None:
