@@ -1,12 +1,11 @@
-"""What the copy engine decides, one decision at a time: when it reads, writes and waits, and how it writes."""
+"""What the copy engine decides, one decision at a time: when it reads, writes and waits, and how a run ends."""
 
 import errno
 import os
-import pty
 import select
 import socket
+import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -24,7 +23,7 @@ class End:
 
     def __init__(self, size: float, *, grows: bool = False) -> None:
         self.size, self.grows = size, grows
-        self.grown = self.shrunk = 0
+        self.grown = self.shrunk = self.left = 0
 
     def grow(self) -> bool:
         self.grown += 1
@@ -34,7 +33,7 @@ class End:
         self.shrunk += 1
 
     def let_go(self) -> None:
-        pass
+        self.left += 1
 
 
 class Rig:
@@ -70,13 +69,17 @@ def down() -> Iterator[Rig]:
     rig.close()
 
 
-@pytest.mark.parametrize(("size", "grown"), [(32 * KIB - 1, 0), (32 * KIB, 1)])
-def test_what_half_fills_a_pipe_makes_it_grow(size: int, grown: int, rig: Rig) -> None:
+@pytest.mark.parametrize(
+    ("size", "source_grows", "target_grows"),
+    [(16 * KIB - 1, 0, 0), (16 * KIB, 0, 1), (32 * KIB - 1, 0, 1), (32 * KIB, 1, 1)],
+)
+def test_what_half_fills_a_pipe_makes_it_grow(size: int, source_grows: int, target_grows: int, rig: Rig) -> None:
+    rig.ends[1].size = 32 * KIB
     os.write(rig.feed, bytes(size))
     rig.pump._read()
-    assert [end.grown for end in rig.ends] == [grown, 0]
+    assert [end.grown for end in rig.ends] == [source_grows, 0]
     assert rig.pump._write() is None
-    assert [end.grown for end in rig.ends] == [grown, grown]
+    assert [end.grown for end in rig.ends] == [source_grows, target_grows]
     assert os.read(rig.drain, MIB) == bytes(size)
     assert rig.pump.moved == size
 
@@ -128,6 +131,32 @@ def test_pieces_are_as_large_as_the_target_takes_without_blocking(rig: Rig) -> N
     for moved in (4, 8, 10):
         assert rig.pump._write() is None
         assert rig.pump.moved == moved
+
+
+def test_a_target_that_may_block_is_not_written_to_while_it_is_full(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(*_: object) -> int:
+        raise AssertionError("a write that would block")
+
+    os.write(rig.target, bytes(64 * KIB))
+    os.write(rig.feed, b"x")
+    rig.pump._read()
+    rig.pump._piece, rig.pump._look = 4, 0
+    monkeypatch.setattr(os, "write", write)
+    assert rig.pump._write() == (IDLE, 0)
+
+
+def test_a_failure_without_an_errno_is_one_of_the_target_all_the_same(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> int:
+        raise OSError("odd")
+
+    rig.pump._end = 1
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", fail)
+        assert rig.pump._write() == (TARGET, 0)
+    monkeypatch.setattr(_copy, "_not_blocking", fail)
+    assert rig.pump.run() == (TARGET, 0)
 
 
 def test_a_full_target_grows_before_it_is_waited_for(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,6 +249,25 @@ def test_down_notices_that_nobody_reads_while_it_waits_for_its_source(down: Rig)
     assert down.pump._wait(True, False) == (TARGET, errno.EPIPE)
 
 
+def test_down_does_not_take_what_its_reader_sends_for_its_end(down: Rig) -> None:
+    near, far = socket.socketpair()
+    with near, far:
+        far.send(b"the other direction's")
+        pump = Pump(down.source, near.fileno(), down.wake, True)
+        assert pump.run(0) == (IDLE, 0)
+
+
+def test_to_ask_whether_a_target_can_be_written_to_takes_no_time(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def poll(*what: object) -> dict[int, int]:
+        asked.append(what)
+        return {rig.target: select.POLLOUT}
+
+    asked: list[tuple[object, ...]] = []
+    monkeypatch.setattr(rig.pump, "_poll", poll)
+    assert rig.pump._can_write()
+    assert asked == [(False, True, 0)]
+
+
 def test_up_does_not_look_at_its_target_while_it_waits_for_its_source(rig: Rig) -> None:
     rig.close("drain")
     rig.pump._look = 0
@@ -235,11 +283,45 @@ def test_a_target_that_is_waited_for_is_ready_when_nobody_reads_it(rig: Rig) -> 
 # A run
 
 
+def test_a_pump_holds_128_kib_on_the_way_up_and_a_mib_on_the_way_down(rig: Rig, down: Rig) -> None:
+    assert [len(pump._buffer) for pump in (rig.pump, down.pump)] == [128 * KIB, MIB]
+    assert len(Pump(rig.source, rig.target, rig.wake)._buffer) == 128 * KIB
+    assert [pipe.size for pipe in Pump(rig.source, rig.target, rig.wake)._inherited] == [64 * KIB] * 2
+
+
+def test_the_last_movement_is_when_a_write_began_and_before_the_first_there_is_none(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert rig.pump.moved_at == 0.0
+    monkeypatch.setattr(_copy, "monotonic", lambda: 77.0)
+    os.write(rig.feed, b"x")
+    rig.pump.run(0)
+    assert rig.pump.moved_at == 77.0
+
+
+def test_a_run_without_a_look_waits_for_as_long_as_it_takes(rig: Rig) -> None:
+    later = threading.Timer(0.1, rig.close, ("feed",))
+    later.start()
+    assert rig.pump.run() == (EOF, 0)
+    assert rig.pump._look is None
+    later.join()
+
+
+def test_a_wake_up_alone_is_no_reason_to_read(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(*_: object) -> int:
+        raise AssertionError("a read that would block")
+
+    monkeypatch.setattr(os, "readv", read)
+    os.write(rig.waker, b"w")
+    assert rig.pump.run(0) == (IDLE, 0)
+
+
 def test_a_run_ends_at_the_end_of_file_once_everything_is_delivered(rig: Rig) -> None:
     os.write(rig.feed, b"all of it")
     rig.close("feed")
     assert rig.pump.run() == (EOF, 0)
     assert os.read(rig.drain, MIB) == b"all of it"
+    assert [end.left for end in rig.ends] == [1, 1], "its pipes have their size again"
 
 
 def test_a_source_that_breaks_ends_a_run_once_everything_is_delivered(rig: Rig) -> None:
@@ -275,47 +357,6 @@ def test_nothing_is_left_over_since_what_is_read_is_held_in_the_pump(rig: Rig) -
     assert rig.pump.leftover() == -1
 
 
-# How it writes without blocking
-
-
-def test_a_target_that_does_not_block_is_written_as_it_is(rig: Rig) -> None:
-    assert _copy._not_blocking(rig.target) == (rig.target, 0, False)
-
-
-def test_a_socket_that_blocks_is_written_in_pieces_of_16_kib() -> None:
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        assert _copy._not_blocking(ours.fileno()) == (ours.fileno(), 16 * KIB, False)
-
-
-def test_a_file_is_written_as_it_is(tmp_path: Path) -> None:
-    with (tmp_path / "file").open("wb") as file:
-        assert _copy._not_blocking(file.fileno()) == (file.fileno(), 0, False)
-
-
-@pytest.mark.parametrize("kind", ["pipe", "terminal"])
-def test_a_pipe_or_terminal_that_blocks_is_opened_once_more_and_stays_blocking(kind: str) -> None:
-    reader, writer = os.pipe() if kind == "pipe" else pty.openpty()
-    own, piece, is_own = _copy._not_blocking(writer)
-    assert (own != writer, piece, is_own) == (True, 0, True)
-    assert (os.get_blocking(own), os.get_inheritable(own), os.get_blocking(writer)) == (False, False, True)
-    assert os.write(own, b"x") == 1
-    for fd in own, reader, writer:
-        os.close(fd)
-
-
-def test_without_proc_a_pipe_is_written_in_pieces_that_do_not_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> int:
-        raise FileNotFoundError
-
-    reader, writer = os.pipe()
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "open", fail)
-        assert _copy._not_blocking(writer) == (writer, 4096, False)
-    os.close(reader)
-    os.close(writer)
-
-
 def test_a_descriptor_of_its_own_is_closed_at_the_end_of_a_run(rig: Rig) -> None:
     os.set_blocking(rig.target, True)
     os.write(rig.feed, b"x")
@@ -323,37 +364,3 @@ def test_a_descriptor_of_its_own_is_closed_at_the_end_of_a_run(rig: Rig) -> None
     before = descriptors()
     assert rig.pump.run() == (EOF, 0)
     assert descriptors() == before
-
-
-# What is asked about a socket
-
-
-def test_the_queues_of_a_socket_are_what_is_unread_here_and_there() -> None:
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        assert _copy.queues(ours.fileno()) == (0, 0)
-        theirs.send(b"abc")
-        assert _copy.queues(ours.fileno()) == (3, 0)
-        ours.send(b"x")
-        assert _copy.queues(ours.fileno())[1] > 0
-
-
-def test_a_pipe_has_the_first_queue_and_a_file_none(rig: Rig, tmp_path: Path) -> None:
-    os.write(rig.feed, b"abc")
-    assert _copy.queues(rig.source) == (3, 0)
-    with (tmp_path / "file").open("wb") as file:
-        assert _copy.queues(file.fileno()) == (0, 0)
-
-
-def test_a_peer_has_closed_where_it_is_gone_and_not_where_it_only_says_no_more(rig: Rig) -> None:
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        assert not _copy.has_closed(ours.fileno(), -1)
-        theirs.shutdown(socket.SHUT_WR)
-        assert not _copy.has_closed(ours.fileno(), -1)
-        os.write(rig.waker, b"w")
-        assert not _copy.has_closed(ours.fileno(), rig.wake), "woken"
-        theirs.close()
-        assert _copy.has_closed(ours.fileno(), -1)
-        os.read(rig.wake, 1)
-        assert _copy.has_closed(ours.fileno(), rig.wake)

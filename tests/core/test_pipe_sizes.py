@@ -69,7 +69,7 @@ def test_what_the_kernel_refuses_is_asked_for_by_halves_and_given_back(kernel: K
 def test_what_the_budget_refuses_is_not_asked_for(
     kernel: Kernel, budget: PipeBudget, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    small = PipeBudget(2 * 64 * KIB)  # of which half is for growing
+    small = PipeBudget(256 * KIB)  # of which half is for growing
     monkeypatch.setattr(_copy, "budget", small)
     assert Pipe(0).grow()
     assert (kernel.asked, small.taken) == ([128 * KIB], 64 * KIB)

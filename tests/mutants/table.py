@@ -38,7 +38,12 @@ TESTS: dict[str, tuple[str, ...]] = {
         "tests/connect/test_usage.py",
     ),
     "engines/__init__.py": ENGINES,
-    "engines/_copy.py": ("tests/core/test_pipe_sizes.py", "tests/core/test_copy_decisions.py", *ENGINES),
+    "engines/_copy.py": (
+        "tests/core/test_pipe_sizes.py",
+        "tests/core/test_copy_decisions.py",
+        "tests/core/test_copy_descriptors.py",
+        *ENGINES,
+    ),
     "relaying.py": (
         "tests/core/test_relay_decisions.py",
         "tests/core/test_relay_descriptors.py",
