@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fastvsock.services import hanging_up
-from support import HANG, Listener, started
+from support import HANG, Listener, called, started
 from support.listen import listening_on
 from support.services import FarEnd, connect, eventually, is_alive, receive, serving
 
@@ -118,7 +118,7 @@ def test_on_stdin_and_stdout_it_is_a_failure(tmp_path: Path, engine: str) -> Non
 @pytest.mark.parametrize("value", ["0", "-1", "nan", "inf", "x"])
 @pytest.mark.parametrize("name", ["proxy", "listen"])
 def test_a_limit_that_is_not_a_time_is_wrong_usage(name: str, value: str) -> None:
-    words = [*listening_on("/v.sock")[:3], name, f"--idle-timeout={value}", "/v.sock", "7"]
+    words = [*called("fastvsock"), name, f"--idle-timeout={value}", "/v.sock", "7"]
     done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, timeout=HANG, check=False)
     assert done.returncode == 2
     assert b"expected a number of seconds more than 0" in done.stderr

@@ -40,12 +40,10 @@ def prepare() -> None:
     """Import, while the image is made, what its commands need. Nothing here may look at its process."""
     import gc
     import os
-    import posix
 
     for name in IMAGE:
         __import__(name)
     sys.argv[:] = []
-    posix.environ.clear()
     os.environ._data.clear()  # type: ignore[attr-defined]
     gc.collect()
     gc.freeze()  # else the first collection would write to every object, and so to every page of the image
