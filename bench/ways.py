@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .build_c import program
-from .peers import HERE, binary, no_binary, our_version
+from .peers import HERE, no_binary, our_version, static
 
 sys.path.insert(0, str(HERE.parents[1] / "tests"))
 
@@ -69,8 +69,17 @@ class Channels(Way):
     """`fastvsock exec` and the agent, both installed."""
 
     name, title = "exec", "fastvsock exec"
-    client = agent = str(BIN / "fastvsock")
     engine = "auto"
+
+    @property
+    def client(self) -> str:
+        """The program on the host."""
+        return str(BIN / "fastvsock")
+
+    @property
+    def agent(self) -> str:
+        """The program in the guest."""
+        return str(BIN / "fastvsock")
 
     def serve(self, start: Start) -> None:
         """Start the agent."""
@@ -92,19 +101,32 @@ class StaticChannels(Channels):
     """The static binary at both ends."""
 
     name, title = "exec-static", "fastvsock exec, static"
-    client = agent = str(binary())
 
     @classmethod
     def missing(cls) -> str:
         """Return why there is no static binary."""
         return no_binary()
 
+    @property
+    def client(self) -> str:
+        """The program on the host."""
+        return str(static() / "fastvsock")
+
+    @property
+    def agent(self) -> str:
+        """The program in the guest."""
+        return str(static() / "fastvsock")
+
 
 class StaticAgent(StaticChannels):
     """The static binary in the guest, where there may be no Python, and the installation on the host."""
 
     name, title = "exec-static-agent", "fastvsock exec, static agent"
-    client = Channels.client
+
+    @property
+    def client(self) -> str:
+        """The program on the host."""
+        return str(BIN / "fastvsock")
 
 
 class Raw(Way):

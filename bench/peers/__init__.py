@@ -85,17 +85,25 @@ def binary(suffix: str = "") -> Path:
     return max(found, key=lambda path: path.stat().st_mtime, default=Path("dist", name))
 
 
+@cache
+def static(suffix: str = "") -> Path:
+    """A folder with a copy of the static binary by both of its names, which decide what it does.
+
+    It is written piece by piece: a file that is written at once may lie in huge pages, each of which is mapped whole.
+    """
+    folder = BUILD / f"static{suffix}"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("fastvsock", "runcvm-vsock-connect"):
+        unfinished = folder / f"{name}.{os.getpid()}"
+        with binary(suffix).open("rb") as source, unfinished.open("wb", buffering=0) as copy:
+            shutil.copyfileobj(source, copy, 1 << 16)
+        unfinished.chmod(0o755)
+        unfinished.replace(folder / name)
+    return folder
+
+
 def _static(suffix: str) -> Callable[[str, int], list[str]]:
-    """A static binary by the name of the program, which decides what it is."""
-
-    def command(uds: str, port: int) -> list[str]:
-        link = BUILD / f"static{suffix}" / "runcvm-vsock-connect"
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.unlink(missing_ok=True)
-        link.symlink_to(binary(suffix))
-        return [str(link), uds, str(port)]
-
-    return command
+    return lambda uds, port: [str(static(suffix) / "runcvm-vsock-connect"), uds, str(port)]
 
 
 def no_binary(suffix: str = "") -> str:
