@@ -97,6 +97,7 @@ def static(suffix: str = "") -> Path:
         unfinished = folder / f"{name}.{os.getpid()}"
         with binary(suffix).open("rb") as source, unfinished.open("wb", buffering=0) as copy:
             shutil.copyfileobj(source, copy, 1 << 16)
+            os.fsync(copy.fileno())  # or its pages would be dirty, and count as written to by who maps them
         unfinished.chmod(0o755)
         unfinished.replace(folder / name)
     return folder
