@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,8 @@ from fastvsock.copying.result import Collection
 from fastvsock.copying.send import Sender
 from support import HANG, started
 from support.channels import Guest, agent_on, within
-from support.copying import FarEnd, agent_that, attack, copied, cp, cp_command
+from support.copying import FarEnd, agent_that, attack, copied, cp, cp_command, leftovers
+from support.services import children_of
 
 LARGE = 48 << 20
 
@@ -26,10 +27,6 @@ def large(tmp_path: Path) -> Path:
     """A file that is worth going on with."""
     (tmp_path / "large").write_bytes(os.urandom(1 << 20) * (LARGE >> 20))
     return tmp_path / "large"
-
-
-def leftovers(folder: Path) -> list[Path]:
-    return [path for path in folder.iterdir() if path.name.startswith(".fastvsock-")]
 
 
 def begun_file(end: FarEnd, size: int, name: bytes = b"large", mtime: int = 5) -> None:
@@ -89,7 +86,7 @@ def stopped_half_way(guest: Guest, large: Path, tmp_path: Path, engine: str) -> 
         assert within(
             HANG, lambda: any(path.stat().st_size > 1 << 20 for path in leftovers(target)) or child.poll() is not None
         )
-        for pid in within_children(guest.agent.pid):
+        for pid in children_of(guest.agent.pid):
             os.kill(pid, signal.SIGKILL)
         status = child.wait(HANG)
         if status == 0:
@@ -100,14 +97,6 @@ def stopped_half_way(guest: Guest, large: Path, tmp_path: Path, engine: str) -> 
         yield
 
 
-def within_children(pid: int) -> list[int]:
-    found = []
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        with suppress(FileNotFoundError, ProcessLookupError):  # the thread has ended since
-            found += [int(word) for word in (task / "children").read_text().split()]
-    return found
-
-
 def test_a_client_that_is_gone_ends_the_copy_in_the_guest(
     tmp_path: Path, guest: Guest, engine: str, large: Path
 ) -> None:
@@ -115,10 +104,10 @@ def test_a_client_that_is_gone_ends_the_copy_in_the_guest(
     os.mkfifo(fifo)
     with started(cp_command(guest, f":{large}", "-", engine=engine), stdout=subprocess.PIPE) as child:
         assert child.stdout.read(1)
-        assert within_children(guest.agent.pid)
+        assert children_of(guest.agent.pid)
         child.kill()
         child.wait(HANG)
-    assert within(HANG, lambda: not within_children(guest.agent.pid))
+    assert within(HANG, lambda: not children_of(guest.agent.pid))
 
 
 def test_resume_goes_on_inside_a_file(tmp_path: Path, guest: Guest, engine: str, large: Path) -> None:
@@ -187,25 +176,6 @@ def test_resume_skips_what_is_there_and_cleans(tmp_path: Path, guest: Guest, eng
     assert not stale.exists()
 
 
-def test_a_full_disk_is_told_by_name_and_what_fits_is_there(tmp_path: Path, guest: Guest, engine: str) -> None:
-    small = tmp_path / "disk"
-    small.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", small], check=False).returncode:
-        pytest.skip("no right to mount a tmpfs")
-    try:
-        (tmp_path / "from").mkdir()
-        (tmp_path / "from" / "big").write_bytes(bytes(4 << 20))
-        (tmp_path / "from" / "little").write_bytes(b"little")
-        for words in ((tmp_path / "from", f":{small}/put"), (f":{tmp_path}/from", small / "get")):
-            done = cp(guest, *words, engine=engine)
-            sentence = f"fastvsock: {words[0]}/big: cannot write: No space left on device\n".encode()
-            assert (done.returncode, done.stderr) == (1, sentence)
-        for name in "put", "get":
-            assert [path.name for path in (small / name).iterdir()] == ["little"]
-    finally:
-        subprocess.run(["umount", small], check=True)
-
-
 class QuietWire:
     """A wire that takes all frames, and answers nothing."""
 
@@ -217,9 +187,9 @@ class QuietWire:
     def put(self, frame: bytes) -> None:
         self.frames.append(frame)
 
-    def send_content(self, fd: int, offset: int, count: int) -> int:
+    def send_content(self, fd: int, offset: int, count: int) -> tuple[int, int]:
         self.meddle()
-        return 0 if len(os.pread(fd, count, offset)) == count else -1
+        return count, 0 if len(os.pread(fd, count, offset)) == count else -1
 
 
 @pytest.mark.parametrize("change", ["grows", "shrinks", "is written"])

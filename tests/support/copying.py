@@ -50,6 +50,11 @@ def copied(guest: Guest, *words: str | Path, engine: str = "auto", **kinds: Any)
     return done
 
 
+def leftovers(folder: Path) -> list[Path]:
+    """The files of copies that are under way, or have been interrupted."""
+    return [path for path in folder.iterdir() if path.name.startswith(".fastvsock-")]
+
+
 def snapshot(root: Path | bytes) -> dict[bytes, tuple[object, ...]]:
     """All that a copy keeps of a tree, by paths below its root; files with several names have the first in common."""
     top = os.fsencode(root)
@@ -163,3 +168,38 @@ def sent(*frames: bytes) -> Sequence[bytes]:
     kinds = [frame[0] for frame in frames]
     size = sum(int.from_bytes(frame[29:37], "big") for frame in frames if frame[0] == entries.FILE)
     return [*frames, entries.pair(entries.FINISH, sum(kind in entries.NUMBERED for kind in kinds), size)]
+
+
+# The command on a disk that fails: what is read or written behind the first MiB of a file ends with an errno.
+_ON_A_FAILING_DISK = """
+import os, stat, sys
+
+number = int(sys.argv.pop(1))
+
+def failing(call, position):
+    def attempt(*arguments, **more):
+        if position(*arguments) >= 1 << 20:
+            raise OSError(number, os.strerror(number))
+        return call(*arguments, **more)
+    return attempt
+
+def size(fd):
+    status = os.fstat(fd)
+    return status.st_size if stat.S_ISREG(status.st_mode) else 0
+
+os.sendfile = failing(os.sendfile, lambda out, file, offset, count: offset)
+os.preadv = failing(os.preadv, lambda file, buffers, offset: offset)
+os.write = failing(os.write, lambda file, data: size(file))
+os.splice = failing(os.splice, lambda source, file, count: size(file))
+from fastvsock.cli.umbrella import main
+main()
+"""
+
+
+def cp_on_a_failing_disk(
+    number: int, guest: Guest, *words: str | Path, engine: str
+) -> subprocess.CompletedProcess[bytes]:
+    """Run `fastvsock cp` where the host's disk ends with this errno behind the first MiB of any file."""
+    python, _, _, *arguments = cp_command(guest, *words, engine=engine)
+    command = [python, "-c", _ON_A_FAILING_DISK, str(number), *arguments]
+    return subprocess.run(command, capture_output=True, timeout=HANG, check=False)

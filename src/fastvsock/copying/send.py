@@ -312,10 +312,10 @@ class Sender:
         for start, end in stretches:
             if start > offset:
                 self.wire.put(entries.pair(entries.HOLE, start - offset))
-            number = self.wire.send_content(fd, start, end - start)
+            moved, number = self.wire.send_content(fd, start, end - start)
+            self.content += moved
             if number:
                 raise Fault(entries.CHANGED, 0) if number < 0 else Fault(entries.READ, number)
-            self.content += end - start
             self.report.progress(self.content)
             offset = end
         if offset < size:

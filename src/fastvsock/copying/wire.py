@@ -127,23 +127,27 @@ class Wire:
             self._start = at + length
             self.on_frame(kind, bytes(self._buffer[at : self._start]))
 
-    def send_content(self, fd: int, offset: int, count: int) -> int:
-        """Send `count` bytes of a file from `offset` on as DATA frames. An errno, or 0, or -1 where it had no more.
+    def send_content(self, fd: int, offset: int, count: int) -> tuple[int, int]:
+        """Send `count` bytes of a file from `offset` on as DATA frames: the bytes that are in frames, and an errno.
+
+        The errno is 0 where all went well, and -1 where the file had no more.
 
         A frame that has begun is whole: what is missing is sent as zeros, and CLOSE will say that they mean nothing.
         """
-        while count:
-            size = min(count, MAX_DATA)
+        end = offset + count
+        begun = 0
+        while offset < end:
+            size = min(end - offset, MAX_DATA)
+            begun += size
             self._out += header(DATA, size)
             sent, number = (
                 self._spliced_from(fd, offset, size) if self._splices else self._copied_from(fd, offset, size)
             )
             if sent < size:
                 self._send(memoryview(bytes(size - sent)))
-                return number or -1
+                return begun, number or -1
             offset += size
-            count -= size
-        return 0
+        return begun, 0
 
     def _spliced_from(self, fd: int, offset: int, size: int) -> tuple[int, int]:
         """Send one frame's content by sendfile(2): how much there was, and an errno."""
