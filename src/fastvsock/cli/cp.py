@@ -4,7 +4,6 @@ import argparse
 import json
 import os
 import signal
-import sys
 from time import monotonic
 from types import FrameType
 from typing import NoReturn
@@ -158,7 +157,7 @@ def _put(copy: Copy, sources: list[bytes], target: bytes) -> None:
     if sources == [b"-"]:
         from ..copying.tars import put_tar
 
-        put_tar(copy, sys.stdin.buffer, target)
+        put_tar(copy, 0, target)
     else:
         copy.put(sources, target)
 

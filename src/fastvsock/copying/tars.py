@@ -17,23 +17,35 @@ from .folders import Folder, Shelf
 from .options import Options
 from .send import Sender, split_source
 from .tree import Partial, Tree
+from .wire import Wire
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from typing import IO
 
 BLOCK = 512  # bytes
 ZEROS = bytes(1 << 16)
 PIECE = 1 << 18  # bytes
 
 
-def put_tar(copy: Copy, file: "IO[bytes]", target: bytes) -> None:
-    """Copy the members of the tar stream `file`, compressed or not, into the folder `target` of the guest.
+def put_tar(copy: Copy, fd: int, target: bytes) -> None:
+    """Copy the members of the tar stream on `fd`, compressed or not, into the folder `target` of the guest.
 
     Raises `StreamError` where it is not such a stream, or ends early: what came before is there.
     """
-    copy.send([target, b""], lambda sender: TarSender(sender).run(file))
+    copy.send([target, b""], lambda sender: TarSender(sender).run(Stream(fd, sender.wire)))
+
+
+class Stream:
+    """The tar stream on `fd`. While nothing comes, a guest that has gone is noticed."""
+
+    def __init__(self, fd: int, wire: Wire) -> None:
+        self._fd, self._wire = fd, wire
+
+    def read(self, size: int) -> bytes:
+        """Up to `size` bytes, and none at the end. Raises `OSError`, and what `Wire` does."""
+        self._wire.wait_for_input(self._fd)
+        return os.read(self._fd, size)
 
 
 class TarSender:
@@ -46,16 +58,16 @@ class TarSender:
         self._inside: list[bytes] = []
         self._numbers: dict[tuple[bytes, ...], int] = {}
 
-    def run(self, file: "IO[bytes]") -> None:
+    def run(self, file: Stream) -> None:
         """Send all of them. Raises `StreamError`."""
         self._wire.put(entries.pair(entries.SOURCE, 0))
         self._put(entries.ENTER, Entry(b"contents", flags=entries.BARE))
         failure: Exception | None = None
         try:
-            with tarfile.open(fileobj=file, mode="r|*", encoding="utf-8") as stream:
+            with tarfile.open(fileobj=file, mode="r|*", encoding="utf-8") as stream:  # type: ignore[call-overload]
                 for member in stream:
                     self._send(stream, member)
-                    stream.members = []  # type: ignore[attr-defined] # it would keep them all
+                    stream.members = []  # it would keep them all
         except (tarfile.TarError, OSError, EOFError) as error:
             failure = error
         self._go_to([])

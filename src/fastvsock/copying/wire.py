@@ -117,6 +117,17 @@ class Wire:
         self._wait()
         self.take_answers()
 
+    def wait_for_input(self, fd: int) -> None:
+        """Wait until the descriptor `fd` has something to read, and deal with answers meanwhile."""
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        if poll.poll(0):
+            return
+        self.flush()
+        poll.register(self._fd, select.POLLIN)
+        while fd not in [ready for ready, _ in poll.poll()]:
+            self.take_answers()
+
     def _take(self) -> None:
         assert self.on_frame
         while self._end - self._start >= HEADER:
