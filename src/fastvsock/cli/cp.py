@@ -15,7 +15,6 @@ from ..copying.client import Copy
 from ..copying.options import Options
 from ..copying.progress import Line, measure
 from ..copying.report import Report
-from ..copying.result import Failure
 from ..engines import ENGINES
 from ..stdio import log
 from . import description
@@ -208,12 +207,12 @@ class Printer(Report):
     def failed(self, path: bytes, kind: int, number: int) -> None:
         """An entry is not there."""
         self.failures += 1
-        failure = Failure(os.fsdecode(path), entries.describe(kind, number), number)
+        reason = entries.describe(kind, number)
         if self._line:
             self._line.clear()
-        log(str(failure))
+        log(f"{errors.printable(os.fsdecode(path))}: {reason}")
         if self._json:
-            self._tell("failed", path, reason=failure.reason, errno=number)
+            self._tell("failed", path, reason=reason, errno=number)
 
     def _tell(self, event: str, path: bytes, **more: object) -> None:
         if self._json:

@@ -63,7 +63,7 @@ _ENTRY = struct.Struct(">BIIIqQB")
 _CLOSE = struct.Struct(">BI")
 _FAULT = struct.Struct(">QBI")
 _PAIR = struct.Struct(">QQ")
-_HEADER = struct.Struct(">BxxxI")
+_HEADER = struct.Struct(">II")  # the type is in the first byte, the next three are 0
 _LENGTH = struct.Struct(">I")
 
 
@@ -78,18 +78,19 @@ def describe(kind: int, number: int) -> str:
 
 def frame(kind: int, payload: bytes = b"") -> bytes:
     """A whole frame."""
-    return _HEADER.pack(kind, len(payload)) + payload
+    return _HEADER.pack(kind << 24, len(payload)) + payload
 
 
 def header(kind: int, length: int) -> bytes:
     """The header in front of `length` bytes."""
-    return _HEADER.pack(kind, length)
+    return _HEADER.pack(kind << 24, length)
 
 
-def parse_header(data: "bytes | memoryview") -> tuple[int, int]:
-    """The type and the length of a frame. Raises `ProtocolError`."""
-    kind, length = data[0], int.from_bytes(data[4:8], "big")
-    if data[1] or data[2] or data[3]:
+def parse_header(data: "bytes | memoryview", at: int = 0) -> tuple[int, int]:
+    """The type and the length of the frame at an offset of `data`. Raises `ProtocolError`."""
+    first, length = _HEADER.unpack_from(data, at)
+    kind = first >> 24
+    if first & 0xFFFFFF:
         raise errors.ProtocolError("a header that is not one")
     if length > (MAX_DATA if kind == DATA else MAX_MESSAGE):
         raise errors.ProtocolError(f"a frame of type {kind} with {length} bytes, which is too long")
@@ -117,7 +118,7 @@ class Entry:
         *,
         flags: int = 0,
         xattrs: "tuple[tuple[bytes, bytes], ...]" = (),
-        rest: bytes = b"",
+        rest: "bytes | memoryview" = b"",
     ) -> None:
         self.name, self.mode, self.uid, self.gid = name, mode, uid, gid
         self.mtime, self.size, self.flags, self.xattrs, self.rest = mtime, size, flags, xattrs, rest
@@ -137,7 +138,8 @@ class Entry:
             attributes = _packed(packed)
         name = self.name
         head = _ENTRY.pack(self.flags, self.mode, self.uid, self.gid, self.mtime, self.size, len(name))
-        return frame(kind, head + name + attributes + self.rest)
+        length = len(head) + len(name) + len(attributes) + len(self.rest)
+        return b"".join((header(kind, length), head, name, attributes, self.rest))  # which copies the content once
 
     @classmethod
     def parse(cls, payload: bytes) -> "Entry":
@@ -156,7 +158,7 @@ class Entry:
         if flags & WITH_XATTRS:
             packed, at = _unpacked(payload, at)
             found.xattrs = tuple(_pairs(packed))
-        found.rest = payload[at:]
+        found.rest = memoryview(payload)[at:]
         return found
 
 

@@ -2,7 +2,6 @@
 
 import os
 import stat
-import threading
 from time import monotonic
 
 from .. import errors
@@ -80,6 +79,8 @@ def clock(seconds: float) -> str:
 
 def measure(sources: "Sequence[bytes]", line: Line) -> None:
     """Find out, in a thread, how many bytes of content there are; the line shows it once that is known."""
+
+    import threading  # which a copy without a terminal does without
 
     def run() -> None:
         line.total = sum(map(_size, sources))

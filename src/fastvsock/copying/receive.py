@@ -24,6 +24,7 @@ class Receiver:
     def __init__(self, wire: Wire, tree: "Tree", options: Options, report: "Report", labels: "Sequence[bytes]") -> None:
         self._wire, self._tree, self._options = wire, tree, options
         self._report, self._labels = report, labels
+        self._above = b""  # what reports call the folder in hand, with its slash
         self._look = Look(tree, options) if options.resume else None
         self._source = -1
         self._has_top = True  # whether the source in hand has had its entry
@@ -80,6 +81,7 @@ class Receiver:
             raise errors.ProtocolError(f"source {number}, which is not the next one")
         self._source, self._has_top = number, False
         self._tree.begin_source(number)
+        self._above = b""
 
     def _label(self, below: bytes) -> bytes:
         label = self._labels[max(self._source, 0)]
@@ -100,7 +102,7 @@ class Receiver:
         if kind == entries.ENTER and self._tree.depth >= entries.MAX_DEPTH:
             raise errors.ProtocolError(f"more than {entries.MAX_DEPTH} folders in one another")
         self._number += 1
-        path = self._label(self._tree.path(entry.name if kind != entries.LEAVE else b""))
+        path = self._above + entry.name if self._above and kind != entries.LEAVE else self._label(self._tree.path())
         try:
             size = self._write(kind, entry)
         except Fault as fault:
@@ -112,6 +114,8 @@ class Receiver:
                 self._report.skipped(path, entry.size)
             elif kind != entries.LEAVE:
                 self._report.copied(path, size)
+        if kind in (entries.ENTER, entries.LEAVE):
+            self._above = self._label(self._tree.path()).rstrip(b"/") + b"/" if self._tree.depth else b""
         self._settled = self._number
         if self._number - self._answered >= ANSWERS:
             self._answer()
@@ -125,7 +129,7 @@ class Receiver:
         elif kind == entries.LEAVE:
             self._tree.leave()
         elif kind == entries.SYMLINK:
-            if b"\0" in entry.rest or not 0 < len(entry.rest) <= LINK_TARGET:
+            if b"\0" in bytes(entry.rest) or not 0 < len(entry.rest) <= LINK_TARGET:
                 raise errors.ProtocolError("a symbolic link to what none can lead to")
             self._tree.symlink(entry)
         elif kind == entries.LINK:
@@ -133,7 +137,7 @@ class Receiver:
         elif kind == entries.FIFO:
             self._tree.fifo(entry)
         elif not self._look:
-            raise unexpected(kind, entry.rest)
+            raise unexpected(kind, len(entry.rest))
         else:
             self._tree.keep(entry)
             self._remember(entry)
@@ -161,13 +165,7 @@ class Receiver:
         if len(entry.rest) - at != entry.size:
             raise errors.ProtocolError(f"a file of {entry.size} bytes with {len(entry.rest) - at} bytes of content")
         self._content += entry.size
-        partial = self._tree.create(entry)
-        try:
-            partial.write(memoryview(entry.rest)[at:])
-        except Fault:
-            partial.abandon(keep=False)
-            raise
-        self._tree.complete(partial, entry, entry.rest[:at])
+        self._tree.write_small(entry, memoryview(entry.rest)[at:], bytes(entry.rest[:at]))
 
     def _receive_large(self, entry: Entry) -> int:
         """Raises `Fault` once all of the content is taken: what follows it can be written again."""

@@ -268,7 +268,7 @@ class TarTree(Tree):
 
     def symlink(self, entry: Entry) -> None:
         """A symbolic link."""
-        self._put(entry, tarfile.SYMTYPE, entry.rest)
+        self._put(entry, tarfile.SYMTYPE, bytes(entry.rest))
 
     def link(self, entry: Entry, number: int) -> None:
         """Another name of a file. Raises `Fault`."""
@@ -279,6 +279,12 @@ class TarTree(Tree):
     def fifo(self, entry: Entry) -> None:
         """A FIFO."""
         self._put(entry, tarfile.FIFOTYPE)
+
+    def write_small(self, entry: Entry, content: memoryview, digest: bytes) -> None:
+        """A file whose content came with its entry."""
+        self._put(entry, tarfile.REGTYPE)
+        write_all(self._fd, content)
+        write_zeros(self._fd, -entry.size % BLOCK)
 
     def create(self, entry: Entry) -> Partial:
         """Begin a file."""

@@ -7,11 +7,10 @@ size and time, it is the beginning of.
 
 import errno
 import fcntl
-import hashlib
 import os
 import stat
 
-from . import entries
+from . import entries, small
 from .entries import Entry, Fault
 from .folders import DIRECTORY, Folder, Shelf
 from .options import Options
@@ -129,6 +128,7 @@ class Tree:
         self._levels = [Level(b"", self.root)]
         self._owner = options.owner and os.geteuid() == 0
         self._linked: dict[int, tuple[Folder, bytes]] = {}
+        self._mine, self._smalls = PREFIX + os.urandom(KEY).hex().encode(), 0  # temporary names of small files
         self.top: bytes | None = None  # what the next entry at the top is called; None: what is in it goes to the root
 
     @property
@@ -211,6 +211,41 @@ class Tree:
                     raise
         os.fchmod(fd, entry.mode if self._owner else entry.mode & 0o777)
         os.utime(fd, ns=(entry.mtime, entry.mtime))
+
+    def write_small(self, entry: Entry, content: memoryview, digest: bytes) -> None:
+        """Write a file whose content came with its entry. Raises `Fault`."""
+        if digest or entry.xattrs or self._options.fsync or not self._write_unlocked(entry, content):
+            partial = self.create(entry)
+            try:
+                partial.write(content)
+            except Fault:
+                partial.abandon(keep=False)
+                raise
+            self.complete(partial, entry, digest)
+
+    def _write_unlocked(self, entry: Entry, content: memoryview) -> bool:
+        """Write a small file without a lock on it. False where another copy has cleaned it away meanwhile."""
+        folder, name = self._place_file(entry)
+        self._smalls += 1
+        temporary = b"%s-%08x%s" % (self._mine, self._smalls, SUFFIX)
+        try:
+            at = folder.fd
+            fd = small.create(at, temporary, entry, self._owner)
+        except OSError as error:
+            raise Fault(entries.CREATE, error.errno or 0) from None
+        try:
+            small.fill(fd, entry, content, self._owner)
+            os.rename(temporary, name, src_dir_fd=at, dst_dir_fd=at)
+        except FileNotFoundError:
+            return False
+        except BaseException as error:
+            remove(at, temporary)
+            if isinstance(error, OSError):
+                raise Fault(entries.WRITE, error.errno or 0) from None
+            raise
+        finally:
+            os.close(fd)
+        return True
 
     def create(self, entry: Entry) -> Partial:
         """Begin a file."""
@@ -307,7 +342,7 @@ class Tree:
         folder, name = self._place_file(entry)
         try:
             fd = folder.fd
-            put_in_place(fd, name, entry, lambda new: os.symlink(entry.rest, new, dir_fd=fd))
+            put_in_place(fd, name, entry, lambda new: os.symlink(bytes(entry.rest), new, dir_fd=fd))
             if self._owner:
                 os.chown(name, entry.uid, entry.gid, dir_fd=fd, follow_symlinks=False)
             os.utime(name, ns=(entry.mtime, entry.mtime), dir_fd=fd, follow_symlinks=False)
@@ -374,10 +409,15 @@ def put_in_place(fd: int, name: bytes, entry: Entry, make: "Callable[[bytes], No
         try:
             os.rename(temporary, name, src_dir_fd=fd, dst_dir_fd=fd)
         finally:
-            try:
-                os.unlink(temporary, dir_fd=fd)  # it is still there where both are names of one file: rename(2)
-            except FileNotFoundError:
-                pass
+            remove(fd, temporary)  # it is still there where both are names of one file: rename(2)
+
+
+def remove(folder: int, name: bytes) -> None:
+    """Remove a temporary name from the folder with this descriptor, if it is there still."""
+    try:
+        os.unlink(name, dir_fd=folder)
+    except OSError:
+        pass  # it has been renamed, or somebody else has removed it
 
 
 # The names of files that are being written, and of what is left of them
@@ -390,6 +430,8 @@ def name_of(name: bytes, entry: Entry) -> bytes:
 
 
 def _short(data: bytes) -> bytes:
+    import hashlib  # as late as in send.py
+
     return hashlib.blake2b(data, digest_size=KEY // 2).hexdigest().encode()
 
 

@@ -131,7 +131,7 @@ class Wire:
     def _take(self) -> None:
         assert self.on_frame
         while self._end - self._start >= HEADER:
-            kind, length = parse_header(self._buffer[self._start : self._start + HEADER])
+            kind, length = parse_header(self._buffer, self._start)
             if self._end - self._start < HEADER + length:
                 break
             at = self._start + HEADER
@@ -241,7 +241,7 @@ class Wire:
         Raises `BrokenWire`, `ProtocolError`, and `TimeoutError` where `timeout` seconds pass without a byte.
         """
         self._need(HEADER, timeout)
-        kind, length = parse_header(self._buffer[self._start : self._start + HEADER])
+        kind, length = parse_header(self._buffer, self._start)
         self._start += HEADER
         self._splicing = kind == DATA and self._splices and length >= LEAST
         if kind == DATA:
