@@ -11,7 +11,7 @@ SOURCES := $(wildcard setup.py pyproject.toml src/fastvsock/engines/*.pyx $(LINT
 
 help:
 	@echo "make build    create the environment in $(VENV) and install the package and its tools there"
-	@echo "make demo     copy a tree of files through the emulator and back, with each engine"
+	@echo "make demo     copy a tree of files through the emulator and back, in every way"
 	@echo "make test     lint and check"
 	@echo "make lint     run ruff and mypy"
 	@echo "make check    run the tests"

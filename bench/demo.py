@@ -1,13 +1,13 @@
-"""`make demo`: the main job on real input, with each engine, and a check of every byte.
+"""`make demo`: the main job on real input, in every way that there is, and a check of every byte.
 
-A tree of real files (copies of Python's standard library, 100 MB in all) is sent as a tar stream through
-`runcvm-vsock-connect` to a `tar x` behind the emulator, as `kubectl cp` sends it into a guest, and is fetched back
-from a `tar c` there. Then the SHA-256 of every file is compared with the original's.
+A tree of real files (Python's standard library, or the folder that is given) goes into the guest behind the emulator,
+and comes back: as a tar stream through `runcvm-vsock-connect` with each engine, as `kubectl cp` sends it; through
+`fastvsock exec`; by `fastvsock cp`; and, where dropbear is installed, through dbclient, as before fastvsock. Each time
+the SHA-256 of every file is compared with the original's.
 """
 
 import hashlib
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -15,60 +15,155 @@ import sysconfig
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from fastvsock.engines import choose
+from support.ssh import missing_for_guest, shell_guest
 
-ENOUGH = 100_000_000  # bytes
 INTO, FROM = 1000, 1001  # guest ports
-EXEC = "exec"
-Stream = IO[bytes] | None
-CONNECT = [sys.executable, "-m", "fastvsock.runcvm_vsock_connect", "--stats"]
+PROGRAM = [sys.executable, "-m", "fastvsock"]
+CONNECT = [sys.executable, "-m", "fastvsock.runcvm_vsock_connect"]
+HANG = 300  # seconds
+ENOUGH = 1 << 30  # bytes
+STARTS = 3  # of a command that does nothing, of which the fastest counts
 
 
-class Move(NamedTuple):
-    """One way with one engine: payload bytes, wall time and the forwarder's CPU time in seconds."""
+class Way(NamedTuple):
+    """How the tree gets into the guest and back: two commands. A tar stream is their stdin and stdout if `tar`."""
 
-    way: str
-    engine: str
-    size: int
-    seconds: float
-    cpu: float
+    title: str
+    there: list[str]
+    back: list[str]
+    tar: bool = True
 
-    def __str__(self) -> str:
-        rate, cost = self.size / self.seconds / 2**20, self.cpu / self.size * 2**30
-        return f"{self.way:5} {self.engine:7} {self.size / 1e6:7.1f} MB {self.seconds:7.2f} s {rate:7.0f} {cost:11.3f}"
+
+class Place(NamedTuple):
+    """The tree on the host, the guest's folder for it, and where it comes back to."""
+
+    tree: Path
+    guest: Path
+    back: Path
 
 
 def main() -> None:
     """Run the demo; exits with 1 if a file does not come back as it was."""
+    source = sys.argv[1] if sys.argv[1:] else sysconfig.get_path("stdlib")
+    with tempfile.TemporaryDirectory(prefix="fastvsock-demo-", dir=memory()) as folder, ExitStack() as undo:
+        place = Place(*(Path(folder) / name for name in ("tree", "guest", "back")))
+        shutil.copytree(source, place.tree, ignore=shutil.ignore_patterns("site-packages", "lib*.a"))
+        expected = hashes(place.tree)
+        size = sum((place.tree / name).stat().st_size for name in expected)
+        print(f"tree: {len(expected)} files, {size / 1e6:.1f} MB, from {source}, in {folder}\n")
+        uds = undo.enter_context(emulator(Path(folder) / "v.sock", place.guest))
+        ways, nothing = fast_ways(uds, place), [*PROGRAM, "exec", uds, "true"]
+        ssh: list[str] = []
+        if reason := missing_for_guest():
+            print(f"without dbclient: {reason}")
+        else:
+            (Path(folder) / "ssh").mkdir()
+            ssh = undo.enter_context(shell_guest(Path(folder) / "ssh")).direct()
+            ways.append(Way("tar through dbclient", [*ssh, unpack(place.guest)], [*ssh, f"{pack(place.guest)}; cat"]))
+        print(f"{'':36} there     back   MiB/s")
+        seconds = [there_and_back(way, place, expected, size) for way in ways]
+        print(
+            f"\nall {len(expected)} files came back with the same SHA-256 each time; time includes tar and both disks\n"
+        )
+        tell(ways, seconds, fastest(nothing), fastest([*ssh, "true"]) if ssh else None)
+
+
+def memory() -> str | None:
+    """A folder in memory where there is one with room for the trees: disks are slower than all of the ways."""
+    where = Path("/dev/shm")
+    return str(where) if where.is_dir() and shutil.disk_usage(where).free >= ENOUGH else None
+
+
+def fast_ways(uds: str, place: Place) -> list[Way]:
+    """The ways of fastvsock; the first one and the last are what the story is about."""
     engines = ["splice", "copy"] if choose("auto") == "splice" else ["copy"]
-    with tempfile.TemporaryDirectory(prefix="fastvsock-demo-") as folder:
-        here = Path(folder)
-        files, size = collect(here / "tree")
-        print(f"tree: {files} files, {size / 1e6:.1f} MB, from {sysconfig.get_path('stdlib')}")
-        expected = hashes(here / "tree")
-        moves = [move for how in (*engines, EXEC) for move in there_and_back(here, how, expected)]
-    print(f"all {files} files came back with the same SHA-256, with {' and with '.join((*engines, EXEC))}\n")
-    print("way   engine     payload      time   MiB/s  CPU s/GiB")
-    for move in sorted(moves, key=lambda move: move.way, reverse=True):
-        print(move)
-    print("\nexec is `fastvsock exec`, which runs tar in the guest by the agent there.")
-    print("Time includes tar and the disk at both ends; CPU is the forwarder's alone, its start included.")
-    if len(engines) == 1:
-        print("The splice engine is not built here: with a C compiler, `make clean demo` shows both.")
+    ways = []
+    for engine in engines:
+        forwarder = [*CONNECT, "--engine", engine, uds]
+        ways.append(Way(f"tar through the forwarder ({engine})", [*forwarder, str(INTO)], [*forwarder, str(FROM)]))
+    execute = [*PROGRAM, "exec", "-i", uds, "sh", "-c"]
+    ways.append(Way("tar through fastvsock exec", [*execute, unpack(place.guest)], [*execute, pack(place.guest)]))
+    copy = [*PROGRAM, "cp", uds]
+    there, back = [*copy, f"{place.tree}/.", f":{place.guest}"], [*copy, f":{place.guest}/.", str(place.back)]
+    ways.append(Way("fastvsock cp", there, back, tar=False))
+    return ways
 
 
-def collect(tree: Path) -> tuple[int, int]:
-    """Copy the standard library to `tree` until there is enough of it: the number of files and their bytes."""
-    sizes: list[int] = []
-    while sum(sizes) < ENOUGH:
-        copy = tree / f"copy-{len(list(tree.glob('*')))}"
-        shutil.copytree(sysconfig.get_path("stdlib"), copy, ignore=shutil.ignore_patterns("site-packages", "lib*.a"))
-        sizes += [path.stat().st_size for path in copy.rglob("*") if path.is_file()]
-    return len(sizes), sum(sizes)
+def pack(folder: Path) -> str:
+    """The shell's command that writes what is in a folder to stdout."""
+    return f"tar cf - -C {folder} ."
+
+
+def unpack(folder: Path) -> str:
+    """The shell's command that reads it from stdin."""
+    return f"tar xf - -C {folder}"
+
+
+@contextmanager
+def emulator(uds: Path, guest: Path) -> Iterator[str]:
+    """The stand-in for a VMM, with an agent, and a guest that unpacks into, and packs from, the folder `guest`."""
+    services = [f"--exec={INTO}={unpack(guest)}", f"--exec={FROM}={pack(guest)}"]
+    with subprocess.Popen([*PROGRAM, "emulate", "--agent", str(uds), *services], stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        if not child.stdout.readline():
+            sys.exit("the emulator did not start")
+        try:
+            yield str(uds)
+        finally:
+            child.terminate()
+
+
+def there_and_back(way: Way, place: Place, expected: dict[str, str], size: int) -> float:
+    """Send the tree, fetch it back and compare: the seconds of both ways."""
+    place.guest.mkdir()
+    place.back.mkdir()
+    os.sync()  # nobody pays for what others have written
+    started = time.monotonic()
+    run([*pack(place.tree).split()] if way.tar else None, way.there)
+    middle = time.monotonic()
+    run(None, way.back, [*unpack(place.back).split()] if way.tar else None)
+    there, back = middle - started, time.monotonic() - middle
+    if hashes(place.back) != expected:
+        sys.exit(f"{way.title}: the files that came back differ from those sent")
+    shutil.rmtree(place.guest)
+    shutil.rmtree(place.back)
+    print(f"{way.title:34} {there:5.2f} s  {back:5.2f} s  {2 * size / (there + back) / 2**20:6.0f}")
+    return there + back
+
+
+def run(before: list[str] | None, command: list[str], after: list[str] | None = None) -> None:
+    """Run a command, its stdin what `before` writes, its stdout what `after` reads; exits where one of them fails.
+
+    Without `before`, stdin stays open until `after` has all: dropbear may hang with output of a shell that has ended.
+    """
+    first = subprocess.Popen(before, stdout=subprocess.PIPE) if before else None
+    child = subprocess.Popen(
+        command,
+        stdin=first.stdout if first else subprocess.PIPE,
+        stdout=subprocess.PIPE if after else None,
+        stderr=subprocess.PIPE,
+    )
+    assert child.stderr
+    last = subprocess.Popen(after, stdin=child.stdout) if after else None
+    for stream in (first and first.stdout, child.stdout):
+        if stream:
+            stream.close()
+    for process in (last, first):
+        if process and process.wait(HANG):
+            sys.exit(f"{process.args!r} ended with {process.returncode}")
+    if child.stdin:
+        child.stdin.close()
+    message = child.stderr.read().decode(errors="replace")
+    child.stderr.close()
+    if child.wait(HANG):
+        sys.exit(f"{command} ended with {child.returncode}: {message}")
 
 
 def hashes(tree: Path) -> dict[str, str]:
@@ -80,63 +175,28 @@ def hashes(tree: Path) -> dict[str, str]:
     }
 
 
-def there_and_back(here: Path, how: str, expected: dict[str, str]) -> Iterator[Move]:
-    """Send the tree with one engine, or with `fastvsock exec`, fetch it back, and compare."""
-    guest, back = here / f"guest-{how}", here / f"back-{how}"
-    guest.mkdir()
-    back.mkdir()
-    with emulator(here / "v.sock", guest) as uds:
-        pack = subprocess.Popen(["tar", "cf", "-", "-C", here / "tree", "."], stdout=subprocess.PIPE)
-        into = ["tar", "xf", "-", "-C", str(guest)] if how == EXEC else [str(INTO)]
-        yield forward("up", how, uds, into, stdin=pack.stdout)
-        unpack = subprocess.Popen(["tar", "xf", "-", "-C", back], stdin=subprocess.PIPE)
-        out = ["tar", "cf", "-", "-C", str(guest), "."] if how == EXEC else [str(FROM)]
-        yield forward("down", how, uds, out, stdout=unpack.stdin)
-        for tar in pack, unpack:
-            for stream in tar.stdin, tar.stdout:
-                if stream:
-                    stream.close()
-            if tar.wait():
-                sys.exit(f"tar ended with {tar.returncode}")
-    if hashes(back) != expected:
-        sys.exit(f"the files that came back with {how} differ from those sent")
-    shutil.rmtree(guest)
-    shutil.rmtree(back)
+def fastest(command: list[str]) -> float:
+    """The seconds that a command takes which does nothing."""
+    times = []
+    for _ in range(STARTS):
+        started = time.monotonic()
+        run(None, command)
+        times.append(time.monotonic() - started)
+    return min(times)
 
 
-@contextmanager
-def emulator(uds: Path, guest: Path) -> Iterator[Path]:
-    """The stand-in for a VMM, with a guest that unpacks into, and packs from, the folder `guest`."""
-    arguments = [sys.executable, "-m", "fastvsock", "emulate", "--agent", str(uds)]
-    services = [f"--exec={INTO}=tar xf - -C {guest}", f"--exec={FROM}=tar cf - -C {guest} ."]
-    with subprocess.Popen([*arguments, *services], stdout=subprocess.PIPE) as child:
-        assert child.stdout is not None
-        if not child.stdout.readline():
-            sys.exit("the emulator did not start")
-        try:
-            yield uds
-        finally:
-            child.terminate()
-
-
-def forward(way: str, how: str, uds: Path, words: list[str], stdin: Stream = None, stdout: Stream = None) -> Move:
-    """Run the forwarder, or `fastvsock exec`, once and read its statistics."""
-    started = time.monotonic()
-    program = [sys.executable, "-m", "fastvsock", EXEC, "--stats", "-i"] if how == EXEC else [*CONNECT, "--engine", how]
-    done = subprocess.run(
-        [*program, str(uds), *words],
-        stdin=stdin or subprocess.DEVNULL,
-        stdout=stdout or subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        check=False,
-    )
-    seconds = time.monotonic() - started
-    if done.returncode:
-        sys.exit(done.stderr)
-    stats = re.search(rf"{way} (\d+) bytes, \S+ MiB/s, (\S+);.* CPU (\S+) s", done.stderr)
-    assert stats, done.stderr
-    return Move(way, EXEC if how == EXEC else stats[2], int(stats[1]), seconds, float(stats[3]))
+def tell(ways: list[Way], seconds: list[float], exec_true: float, ssh_true: float | None) -> None:
+    """Print the story in four lines."""
+    by_ssh = seconds[-1] if ssh_true is not None else None
+    (copy,) = (number for number, way in enumerate(ways) if not way.tar)
+    print("In short, and what dbclient and dropbear take over the same connection:")
+    for title, ours, theirs in (
+        ("the tree there and back by tar through the forwarder", seconds[0], by_ssh),
+        ("the tree there and back by fastvsock cp", seconds[copy], by_ssh),
+        ("a command by fastvsock exec", exec_true, ssh_true),
+    ):
+        beside = f"{theirs:6.2f} s, {theirs / ours:4.1f} times as long" if theirs is not None else "not installed"
+        print(f"  {title:52} {ours:5.2f} s  {beside}")
 
 
 if __name__ == "__main__":
