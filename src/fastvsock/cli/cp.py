@@ -111,7 +111,7 @@ def run(options: argparse.Namespace) -> int:
     printer = Printer(options, sources if not is_get else [])
     copy = Copy(
         options.uds,
-        _wanted(options),
+        _wanted(options, measure=is_get and _shows_progress(options)),
         printer,
         user=options.user,
         port=handshake.parse_port(options.port),
@@ -130,7 +130,11 @@ def run(options: argparse.Namespace) -> int:
     return 1 if printer.failures else 0
 
 
-def _wanted(options: argparse.Namespace) -> Options:
+def _shows_progress(options: argparse.Namespace) -> bool:
+    return not options.quiet and not options.json and os.isatty(2)
+
+
+def _wanted(options: argparse.Namespace, *, measure: bool) -> Options:
     return Options(
         owner=not options.no_owner,
         follow=options.follow,
@@ -139,6 +143,7 @@ def _wanted(options: argparse.Namespace) -> Options:
         dry_run=options.dry_run,
         fsync=options.fsync,
         xattrs=options.xattrs,
+        measure=measure,
         exclude=tuple(map(os.fsencode, options.exclude)),
     )
 
@@ -186,9 +191,14 @@ class Printer(Report):
         self._started = monotonic()
         self.files = self.skips = self.failures = self.content = 0
         self._line: Line | None = None
-        if not options.quiet and not options.json and os.isatty(2):
+        if _shows_progress(options):
             self._line = Line(2)
-            measure([source for source in sources if source != b"-"], self._line)
+            measure([source for source in sources if source != b"-"], self.expect)
+
+    def expect(self, content: int) -> None:
+        """So much is to be moved."""
+        if self._line:
+            self._line.total = content
 
     def copied(self, path: bytes, size: int) -> None:
         """An entry is there."""
@@ -202,6 +212,8 @@ class Printer(Report):
     def skipped(self, path: bytes, size: int) -> None:
         """A file was there already."""
         self.skips += 1
+        if self._line:
+            self._line.skipped += size
         self._tell("skipped", path)
 
     def failed(self, path: bytes, kind: int, number: int) -> None:

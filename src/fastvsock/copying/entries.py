@@ -4,7 +4,8 @@ One end walks a tree and sends what it finds, in order; the other writes it down
 engines/frames.py. The sender says SOURCE with a number for each path that was asked for, then its entries: ENTER and
 LEAVE around what is in a folder, FILE, SYMLINK, LINK (another name of a file that came before) and FIFO. A small file's
 content is in its FILE frame; a larger one's follows in DATA and HOLE frames up to CLOSE, which says whether the source
-stayed what it was. NOTE reports an entry that could not be read, and FINISH how much there was.
+stayed what it was. NOTE reports an entry that could not be read, and FINISH how much there was. TOTAL, which a receiver
+with a terminal asks for, says between two entries how much content there will be.
 
 The receiver numbers the entries as they come, and answers with ACK (all up to this number are dealt with) and FAULT
 (this one is not there, for this reason). Nothing waits for an answer, except that the sender is at most `AHEAD` entries
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ENTER, LEAVE, FILE, SYMLINK, LINK, FIFO, KEPT, DATA, HOLE, CLOSE, NOTE, SOURCE, FINISH = range(32, 45)
-OFFER_ENTER, OFFER_LEAVE, OFFER_FILE, ACK, FAULT, VERDICT = range(45, 51)
+OFFER_ENTER, OFFER_LEAVE, OFFER_FILE, ACK, FAULT, VERDICT, TOTAL = range(45, 52)
 NUMBERED = frozenset((ENTER, LEAVE, FILE, SYMLINK, LINK, FIFO, KEPT))
 
 INLINE, LINKABLE, WITH_XATTRS, BARE, EMPTY, RESUMED, DIGEST = 1, 2, 4, 8, 16, 32, 64
@@ -215,7 +216,7 @@ def parse_answer(payload: bytes) -> tuple[int, int, int]:
 
 
 def pair(kind: int, first: int, second: int = 0) -> bytes:
-    """A frame of two numbers: entries and bytes of content in ACK and FINISH, a length in HOLE, a number in SOURCE."""
+    """A frame of two numbers: entries and bytes in ACK and FINISH, bytes in HOLE and TOTAL, a number in SOURCE."""
     return frame(kind, _PAIR.pack(first, second))
 
 

@@ -8,7 +8,10 @@ if TYPE_CHECKING:
 
 
 class Options:
-    """The options of `fastvsock cp`, which its help explains; `exclude` are patterns of fnmatch(3)."""
+    """The options of `fastvsock cp`, which its help explains; `exclude` are patterns of fnmatch(3).
+
+    `measure` has the sender find out how much content there is, for a receiver that shows it.
+    """
 
     def __init__(
         self,
@@ -20,10 +23,11 @@ class Options:
         dry_run: bool = False,
         fsync: bool = False,
         xattrs: bool = False,
+        measure: bool = False,
         exclude: tuple[bytes, ...] = (),
     ) -> None:
         self.owner, self.follow, self.checksum, self.resume = owner, follow, checksum, resume
-        self.dry_run, self.fsync, self.xattrs, self.exclude = dry_run, fsync, xattrs, exclude
+        self.dry_run, self.fsync, self.xattrs, self.measure, self.exclude = dry_run, fsync, xattrs, measure, exclude
 
     def encode(self) -> list[bytes]:
         """The options as ``NAME=VALUE``, for a request."""

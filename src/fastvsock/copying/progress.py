@@ -8,7 +8,8 @@ from .. import errors
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    import threading
+    from collections.abc import Callable, Sequence
 
 INTERVAL = 0.1  # seconds
 CLEAR = "\r\x1b[K"
@@ -22,21 +23,24 @@ class Line:
         self._fd = fd
         self.total = total
         self._started = self._drawn = monotonic()
-        self.files = self.content = 0
+        self.files = self.content = self.skipped = 0
+        self._path = b""
 
     def update(self, path: bytes = b"") -> None:
-        """Draw it again, if the last time was long enough ago; `path` is the file in hand."""
+        """Draw it again, if the last time was long enough ago; `path` is the file in hand, if that is another one."""
+        self._path = path or self._path
         now = monotonic()
         if now - self._drawn >= INTERVAL:
             self._drawn = now
-            self._write(CLEAR + self._text(now - self._started, os.fsdecode(path)))
+            self._write(CLEAR + self._text(now - self._started, os.fsdecode(self._path)))
 
     def _text(self, seconds: float, path: str) -> str:
         rate = self.content / seconds
-        of = f" of {amount(self.total)}" if self.total >= self.content else ""
+        total = self.total - self.skipped
+        of = f" of {amount(total)}" if total >= self.content else ""
         words = [f"{amount(self.content)}{of}", f"{self.files} files", f"{amount(rate)}/s"]
         if of and rate:
-            words.append(f"{clock((self.total - self.content) / rate)} left")
+            words.append(f"{clock((total - self.content) / rate)} left")
         text = ", ".join(words)
         room = self._width() - len(text) - 3
         shown = errors.printable(path)
@@ -77,15 +81,17 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def measure(sources: "Sequence[bytes]", line: Line) -> None:
-    """Find out, in a thread, how many bytes of content there are; the line shows it once that is known."""
+def measure(sources: "Sequence[bytes]", tell: "Callable[[int], None]") -> "threading.Thread":
+    """Find out, in a thread, how many bytes of content there are, and `tell` it there."""
 
     import threading  # which a copy without a terminal does without
 
     def run() -> None:
-        line.total = sum(map(_size, sources))
+        tell(sum(map(_size, sources)))
 
-    threading.Thread(target=run, daemon=True).start()
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    return thread
 
 
 def _size(path: bytes) -> int:

@@ -71,6 +71,8 @@ class Receiver:
             self._begin_source(entries.parse_pair(payload)[0])
         elif kind == entries.NOTE:
             self._note(payload)
+        elif kind == entries.TOTAL and self._options.measure:
+            self._report.expect(entries.parse_pair(payload)[0])
         elif self._look and entries.OFFER_ENTER <= kind <= entries.OFFER_FILE:
             self._take_offer(self._look, kind, Entry.parse(payload))
         else:
@@ -165,6 +167,7 @@ class Receiver:
         if len(entry.rest) - at != entry.size:
             raise errors.ProtocolError(f"a file of {entry.size} bytes with {len(entry.rest) - at} bytes of content")
         self._content += entry.size
+        self._report.progress(self._content)
         self._tree.write_small(entry, memoryview(entry.rest)[at:], bytes(entry.rest[:at]))
 
     def _receive_large(self, entry: Entry) -> int:

@@ -4,6 +4,9 @@
 class Report:
     """Gets the news of a copy, and does nothing with it."""
 
+    def expect(self, content: int) -> None:
+        """So many bytes of content will be moved, or are there already."""
+
     def copied(self, path: bytes, size: int) -> None:
         """An entry is at the target, with `size` bytes of content."""
 
