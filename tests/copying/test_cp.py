@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import tarfile
@@ -223,6 +224,23 @@ def test_json_has_an_object_for_each_entry(guest: Guest, engine: str, tree: Path
     ]
     end = events[-1]
     assert (end["event"], end["failed"], end["copied"]) == ("end", 1, len(events) - 2)
+
+
+def test_a_reader_that_has_gone_does_not_end_a_copy(guest: Guest, engine: str, tmp_path: Path) -> None:
+    (tmp_path / "many").mkdir()
+    for number in range(1000):
+        (tmp_path / "many" / f"a-long-name-{number}").touch()
+    command = cp_command(guest, "--json", f":{tmp_path}/many", tmp_path / "there", engine=engine)
+    with started(command) as child:
+        child.stdout.close()
+        assert (child.wait(HANG), child.stderr.read()) == (0, b"")
+    assert len(os.listdir(tmp_path / "there")) == 1000
+
+
+def test_a_tar_stream_without_a_reader_ends_as_tar_does(guest: Guest, engine: str, tree: Path) -> None:
+    with started(cp_command(guest, f":{tree}", "-", engine=engine)) as child:
+        child.stdout.close()
+        assert (child.wait(HANG), child.stderr.read()) == (-signal.SIGPIPE, b"")
 
 
 def test_stats_are_one_line(guest: Guest, engine: str, tree: Path, tmp_path: Path) -> None:

@@ -47,7 +47,9 @@ def test_the_channels_of_a_bundle_with_the_binary_are_well(with_init: Path) -> N
         ("#!/bin/sh\n", "warning", "no script of the bundle starts socat"),
     ],
 )
-def test_a_bundle_whose_guests_start_no_agent_has_that_as_a_finding(with_init: Path, text: str, state: str, why: str) -> None:
+def test_a_bundle_whose_guests_start_no_agent_has_that_as_a_finding(
+    with_init: Path, text: str, state: str, why: str
+) -> None:
     put(with_init / INIT, text, 0o755)
     found = findings("--root", with_init)["guest init"]
     assert found["state"] == state

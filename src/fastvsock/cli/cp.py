@@ -1,6 +1,7 @@
 """`fastvsock cp UDS SOURCE ... TARGET`: files and trees to a guest and from it."""
 
 import argparse
+import errno
 import json
 import os
 import signal
@@ -96,6 +97,9 @@ def main(arguments: list[str]) -> int:
         os.kill(os.getpid(), end.args[0])
         raise
     except errors.FastvsockError as error:
+        if isinstance(error, errors.StreamError) and error.errno == errno.EPIPE:  # of a tar stream, as tar does
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGPIPE)
         log(stdio.message_and_status(error, hints=True)[0])
         is_start = isinstance(error, (errors.StartError, errors.StreamError))
         return error.exit_code if is_start else errors.NO_CHANNEL
@@ -228,9 +232,9 @@ class Printer(Report):
 
     def _tell(self, event: str, path: bytes, **more: object) -> None:
         if self._json:
-            print(json.dumps({"event": event, "path": os.fsdecode(path), **more}))
+            _print(json.dumps({"event": event, "path": os.fsdecode(path), **more}))
         elif self._names and event == "copied":
-            print(errors.printable(os.fsdecode(path)))
+            _print(errors.printable(os.fsdecode(path)))
 
     def progress(self, content: int) -> None:
         """Content has been moved."""
@@ -245,10 +249,18 @@ class Printer(Report):
         seconds = monotonic() - self._started
         counts = {"copied": self.files, "skipped": self.skips, "failed": self.failures, "bytes": self.content}
         if self._json:
-            print(json.dumps({"event": "end", **counts, "seconds": round(seconds, 3)}))
+            _print(json.dumps({"event": "end", **counts, "seconds": round(seconds, 3)}))
         if self._stats:
             rate = self.content / seconds / (1 << 20)
             log(
                 f"{self.files} copied, {self.skips} skipped, {self.failures} failed; {self.content} bytes, "
                 f"{seconds:.3f} s, {rate:.0f} MiB/s"
             )
+
+
+def _print(line: str) -> None:
+    """Print it; a reader that has gone, `head` for instance, is no reason to end a copy."""
+    try:
+        print(line)
+    except BrokenPipeError:
+        pass  # which standard output says once
