@@ -5,6 +5,7 @@ from contextlib import ExitStack
 
 import pytest
 
+import fastvsock
 from support.channels import REAL_GUEST, Guest, agent_on
 from support.rig import Rig
 
@@ -31,3 +32,9 @@ def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
     engine = "copy" if request.param == "copy" else "splice"
     with ExitStack() as stack:
         yield Rig(engine, stack, splices=request.param == "splice")
+
+
+@pytest.fixture
+def over_there(guest: Guest, engine: str) -> fastvsock.Guest:
+    """The same, for Python."""
+    return fastvsock.Guest(guest.uds, engine=engine)

@@ -25,11 +25,6 @@ from support.channels import Guest, agent_on, processes_with, within
 from support.services import receive
 
 
-@pytest.fixture
-def over_there(guest: Guest, engine: str) -> fastvsock.Guest:
-    return fastvsock.Guest(guest.uds, engine=engine)
-
-
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -170,34 +165,12 @@ def test_an_agent_that_dies_is_an_exception(engine: str, tmp_path: Path) -> None
         os.kill(pid, signal.SIGKILL)
 
 
-@pytest.fixture
-def leaves_nothing(guest: Guest) -> Iterator[None]:
-    """Both ends have their descriptors and threads of before once the test is over, and the agent no children."""
-
-    def held() -> tuple[int, int, int, int]:
-        tasks = os.listdir(f"/proc/{guest.agent.pid}/task")
-        return len(descriptors()), threading.active_count(), len(descriptors(guest.agent.pid)), len(tasks)
-
-    assert within(HANG, lambda: held()[3] == 1)
-    before = held()
-    yield
-    assert within(HANG, lambda: held() == before)
-    assert not Path(f"/proc/{guest.agent.pid}/task/{guest.agent.pid}/children").read_text()
-
-
-@pytest.mark.usefixtures("leaves_nothing")
-def test_a_thousand_commands_one_after_another(over_there: fastvsock.Guest) -> None:
-    for number in range(1000):
-        done = over_there.run(["echo", str(number)], capture_output=True)
-        assert (done.returncode, done.stdout) == (0, b"%d\n" % number)
-
-
-@pytest.mark.usefixtures("leaves_nothing")
-def test_two_hundred_commands_at_the_same_time(over_there: fastvsock.Guest) -> None:
-    processes = [over_there.popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(200)]
-    for number, process in enumerate(processes):
-        assert process.communicate(b"%d" % number) == (b"%d" % number, None)
-        assert process.wait(HANG) == 0
+def test_nothing_is_left_of_many_commands(over_there: fastvsock.Guest) -> None:
+    before, threads = len(descriptors()), threading.active_count()
+    for _ in range(30):
+        over_there.run(["true"], capture_output=True)
+        over_there.popen(["true"], stdin=subprocess.DEVNULL).wait(HANG)
+    assert within(HANG, lambda: (len(descriptors()), threading.active_count()) == (before, threads))
 
 
 def test_info(over_there: fastvsock.Guest) -> None:

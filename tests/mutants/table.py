@@ -58,7 +58,11 @@ TESTS: dict[str, tuple[str, ...]] = {
         "tests/core/test_relay_leaks.py",
         "tests/service/test_peer_leaves.py",
     ),
-    "channels/protocol.py": ("tests/channels/test_protocol.py", "tests/channels/test_machine.py", *CHANNELS),
+    "channels/protocol.py": (
+        "tests/channels/test_protocol.py",
+        "tests/channels/test_machine.py",
+        "tests/channels/test_endings.py",
+    ),
     "channels/client.py": (*CHANNELS, "tests/channels/test_forward.py"),
     "agent/work.py": (*CHANNELS, "tests/channels/test_agent.py", "tests/channels/test_forward.py"),
     "agent/server.py": ("tests/channels/test_cids.py", "tests/channels/test_agent.py", *CHANNELS),
