@@ -9,6 +9,7 @@ import subprocess
 import tempfile
 import textwrap
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -143,6 +144,23 @@ def test_signals_reach_a_running_command(over_there: fastvsock.Guest) -> None:
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(0.05)
     process.terminate()
+    assert process.wait(HANG) == -signal.SIGTERM
+
+
+def test_a_signal_is_answered_before_its_sender_goes_on(
+    over_there: fastvsock.Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = over_there.popen(["sleep", "1000"])
+    write = os.write
+
+    def write_and_wait(fd: int, data: bytes) -> int:
+        count = write(fd, data)
+        time.sleep(0.2)
+        return count
+
+    monkeypatch.setattr(os, "write", write_and_wait)
+    process.terminate()
+    monkeypatch.undo()
     assert process.wait(HANG) == -signal.SIGTERM
 
 

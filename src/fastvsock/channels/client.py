@@ -171,8 +171,10 @@ class Command:
 
     def signal(self, number: int) -> None:
         """Send a signal to the command's process group; from a signal handler too."""
-        if self._post(protocol.signal(number)):
-            self.channel.order.signals.append(monotonic())
+        signals = self.channel.order.signals
+        signals.append(monotonic())  # first: another thread may have the agent's answer in a moment
+        if not self._post(protocol.signal(number)):
+            signals.pop()
 
     @property
     def unanswered(self) -> float:
