@@ -171,3 +171,28 @@ def test_a_pump_that_is_stopped_while_it_changes_engine_copies_nothing(
     monkeypatch.setattr(engines, "_copy_pump", lambda *ends: Copier())
     pump = engines.Pump(*pipe, -1, engine="splice")
     assert pump.run() == (STOPPED, 0)
+
+
+@pytest.mark.parametrize("engine", ["splice", "copy"])
+def test_a_pump_asks_its_engine_for_what_it_is_asked_itself(
+    engine: str, pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Engine(Copier):
+        def __init__(self, *ends: int) -> None:
+            asked.append(ends)
+
+        def run(self, look: int = -1) -> tuple[int, int]:
+            asked.append(look)
+            return EOF, 0
+
+        def stop(self) -> None:
+            asked.append("stop")
+
+    asked: list[object] = []
+    monkeypatch.setattr(engines, f"_{engine}_pump", Engine)
+    pump = engines.Pump(*pipe, -1, engine=engine)
+    pump.run()
+    pump.run(250)
+    pump.stop()
+    assert asked == [(*pipe, -1, False), -1, 250, "stop"]
+    assert pump.engine == engine
