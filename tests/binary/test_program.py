@@ -1,5 +1,6 @@
 """The binary as a program: in an empty root, by both of its names, and word for word what the installation is."""
 
+import gzip
 import os
 import signal
 import socket
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from support import HANG, Listener, pattern, read_exactly, started, write_all
+from support.channels import agent_on
 
 SIZE = 3_000_000
 COMMANDS = ("bench", "connect", "doctor", "emulate", "listen", "proxy", "runcvm")
@@ -168,3 +170,12 @@ def test_doctor_looks_at_what_it_runs_on(fastvsock: Path) -> None:
     said = outcome([fastvsock, "doctor"])[1]
     assert ", one static executable\n" in said
     assert "the interpreter in it is Python 3.11" in said
+
+
+def test_a_compressed_tar_stream_is_refused_with_what_to_do(fastvsock: Path, tmp_path: Path) -> None:
+    with agent_on(tmp_path / "agent.sock") as guest:
+        words = [fastvsock, "cp", guest.uds, "-", f":{tmp_path}/there"]
+        done = subprocess.run(words, input=gzip.compress(b"tar"), capture_output=True, timeout=HANG, check=False)
+    assert done.returncode == 1
+    error = b"cannot read the tar stream: zlib module is not available: decompress it first"
+    assert done.stderr == b"fastvsock: " + error + b"\n"

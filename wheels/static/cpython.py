@@ -22,7 +22,9 @@ HERE = Path(__file__).resolve().parent
 PINS = HERE / "cpython.txt"
 MODULES = HERE / "Setup.local"
 NATIVE = "x86_64"  # the machine that builds: configure looks at it for what is asked of the interpreter made here
-FLAGS = "-O2 -g0 -fno-pie -ffunction-sections -fdata-sections -fno-sanitize=undefined -Wno-everything"
+# Extended attributes are Linux' and musl's too; CPython 3.11 has them with glibc alone. Sizes: linux/limits.h.
+XATTRS = "-DUSE_XATTRS -DXATTR_SIZE_MAX=65536 -DXATTR_LIST_MAX=65536"
+FLAGS = f"-O2 -g0 -fno-pie -ffunction-sections -fdata-sections -fno-sanitize=undefined -Wno-everything {XATTRS}"
 
 # What configure would find out by running a foreign program. Its own guesses are slow: FNV in place of SipHash, no
 # computed gotos.

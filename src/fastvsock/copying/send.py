@@ -371,6 +371,8 @@ def file_digest(fd: int) -> bytes:
 
 def _attributes(fd: int) -> "tuple[tuple[bytes, bytes], ...]":
     """The extended attributes. Raises `Fault` where they are more than an entry can have."""
+    if not hasattr(os, "listxattr"):
+        return ()  # CPython 3.11 for musl
     try:
         found = tuple((os.fsencode(name), os.getxattr(fd, name)) for name in os.listxattr(fd))
     except OSError as error:

@@ -76,7 +76,8 @@ class TarSender:
         if failure:
             self._answers.wait_for_end()
             number = failure.errno if isinstance(failure, OSError) else None
-            raise errors.StreamError(f"cannot read the tar stream: {failure}", number or 0)
+            remedy = ": decompress it first" if isinstance(failure, tarfile.CompressionError) else ""
+            raise errors.StreamError(f"cannot read the tar stream: {failure}{remedy}", number or 0)
 
     def _put(self, kind: int, entry: Entry, name: bytes = b"", size: int = 0) -> None:
         self._wire.put(entry.encode(kind))

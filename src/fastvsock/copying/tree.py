@@ -203,7 +203,7 @@ class Tree:
         """Give a file or folder its owner, attributes, mode and time: in this order, for a new owner ends setuid."""
         if self._owner:
             os.fchown(fd, entry.uid, entry.gid)
-        for name, value in entry.xattrs:
+        for name, value in entry.xattrs if hasattr(os, "setxattr") else ():  # not in CPython 3.11 for musl
             try:
                 os.setxattr(fd, name, value)
             except OSError as error:
