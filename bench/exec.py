@@ -61,6 +61,17 @@ class ExecRig(ServedRig):
     def __init__(self, stage: Stage, measure: Measure, peer: Peer, check: bool) -> None:
         super().__init__(measure, peer, check, NAMES[peer.name], stage.keys)
 
+    def begin(self) -> None:
+        """Start the server; before that, where memory is measured, one that nobody comes to."""
+        if self.measure.kind == "rest":
+            self.way.rest(self._start_server)
+            self._tree.settle()
+            self._at_rest = self._tree.share_of(*self._tree.heads)
+            self._tree.end(grace=0)
+            self._tree.heads.clear()
+            Path(self.uds).unlink(missing_ok=True)
+        super().begin()
+
     def take(self) -> Sample:
         """Do the work of the measure."""
         return {"whole": self.whole, "bulk": self.bulk, "latency": self.latency, "rest": self.rest}[self.measure.kind]()
@@ -79,14 +90,12 @@ class ExecRig(ServedRig):
     def rest(self) -> Sample:
         """Memory before anybody came, and with one command that waits."""
         servers = list(self._tree.heads)
-        self._tree.settle()
-        at_rest = self._tree.share_of(*servers)
         far = self._far_end("sink", 1, subprocess.DEVNULL)
         self._near.append(self._start_forwarder())
         self._expect(far, b"open")
         self._tree.settle()
         return Sample(
-            at_rest=at_rest,
+            at_rest=self._at_rest,
             serving=self._tree.share_of(*servers),
             client=self._tree.share_of(self._tree.heads[-1]),
         )

@@ -55,8 +55,12 @@ class ServedRig(Rig):
     def __enter__(self) -> "ServedRig":
         super().__enter__()
         self.way = self._kind(Path(self.uds).parent, self._keys)
-        self.way.serve(self._start_server)
+        self.begin()
         return self
+
+    def begin(self) -> None:
+        """Start the server."""
+        self.way.serve(self._start_server)
 
     def take(self) -> Sample:
         """Do the work of the measure. Raises `PeerError`."""
