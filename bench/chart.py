@@ -88,5 +88,5 @@ def _origin(results: Results) -> str:
     ]
     return (
         f"{about.get('cpu_usable', '?')} x {about.get('cpu_model_name', '?')}, Linux {about.get('kernel', '?')}; "
-        f"medians of at least {min(rounds)} interleaved rounds; the guest is the same machine, behind the emulator"
+        f"medians of at least {min(rounds)} interleaved rounds; the guest is the same machine"
     )

@@ -1,8 +1,9 @@
 """What a user of kubectl waits for: `kubectl cp` and `kubectl exec` into a guest, by each way, and with no guest.
 
-The real kubectl speaks to the API server of the tests, which runs RunCVM's scripts as a CRI would; the guest is this
-machine, behind the emulator. A way into it is a class of tests/support/ways.py, or one here that only figures need.
-`floor` is the reference: the API server runs the same command itself. The time is from kubectl's start to its end.
+The real kubectl speaks to the API server of the tests, which runs RunCVM's scripts as a CRI would. The guest is this
+machine, behind the emulator, or behind the agent alone. A way into it is a class of tests/support/ways.py, or one here
+that only figures need. `floor` is the reference: the API server runs the same command itself. The time is from
+kubectl's start to its end.
 """
 
 import filecmp
@@ -36,7 +37,7 @@ SLOWEST = 400.0  # seconds; more is a fault
 
 
 class StaticChannels(Channels):
-    """With the static binary itself, which is what is installed."""
+    """With the static binary itself, which is what is installed, and no emulator, which would limit the copies."""
 
     def missing(self) -> str:
         """Return what this machine lacks."""
@@ -45,6 +46,10 @@ class StaticChannels(Channels):
     def binary(self, folder: Path) -> Path:
         """The one of this source."""
         return binary()
+
+    def far_end(self, program: str, uds: str) -> list[str]:
+        """The agent alone, which answers CONNECT."""
+        return [program, "agent", "--listen", f"unix:{uds}"]
 
 
 class Socats(Dropbear):

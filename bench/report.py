@@ -16,8 +16,7 @@ from .measures import unit
 from .results import Results, ResultsError, Spread, spread
 from .targets import TARGETS
 
-SHORT_FORWARDERS = ("splice", "copy", "threads", "pipeline")  # in the README
-SHORT_COMMANDS = ("exec-static", "exec", "openssh-shared", "dropbear")
+SHORT_COMMANDS, SHORT_FORWARDERS = ("exec-static", "openssh-shared", "dropbear"), ("splice", "threads", "pipeline")
 BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
 
 
@@ -126,12 +125,9 @@ def page(results: Results, chart: str | None = None) -> str:
 def short_table(results: Results) -> str:
     """The README's tables: commands in the guest and forwarders, each beside what users have had, and the machine."""
     about = results.about
-    tables = table_of(results, COMMANDS[:4], SHORT_COMMANDS), table_of(results, [*MAIN[:2], MAIN[3]], SHORT_FORWARDERS)
+    tables = table_of(results, COMMANDS[:3], SHORT_COMMANDS), table_of(results, MAIN[:2], SHORT_FORWARDERS)
     kernel = str(about.get("kernel", "?")).partition("-")[0]
-    machine = (
-        f"Medians of interleaved rounds on {about.get('cpu_usable', '?')} CPUs ({about.get('cpu_model_name', '?')}), "
-        f"Linux {kernel}. Throughput is noisy, CPU time is steady."
-    )
+    machine = f"Medians on {about.get('cpu_usable', '?')} CPUs ({about.get('cpu_model_name', '?')}), Linux {kernel}."
     return "\n\n".join(part for part in (*tables, machine) if part)
 
 
@@ -185,7 +181,7 @@ def table_of(results: Results, columns: Sequence[Column], peers: Iterable[str]) 
     head = "forwarder"
     if both:
         size = unit(results.first(both.measures[0], results.peers(both.measures[0])[0]).about["bytes"])
-        head = f"{size}, host to guest / guest to host"
+        head = f"{size} to / from the guest"
     return _table([head, *(column.title for column in columns)], rows)
 
 

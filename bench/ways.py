@@ -241,7 +241,7 @@ class OpenSSH(Way):
 class SharedOpenSSH(OpenSSH):
     """The same over one connection that stays (ControlMaster); what keeps it counts as the client's."""
 
-    name, title = "openssh-shared", "ssh and sshd, one connection kept"
+    name, title = "openssh-shared", "ssh and sshd, connection kept"
 
     def options(self) -> list[str]:
         """With the socket of the master."""

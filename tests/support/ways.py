@@ -138,6 +138,10 @@ class Channels(Way):
         """The static binary to install, or what stands for it."""
         return stand_in(folder / "stand-in")
 
+    def far_end(self, program: str, uds: str) -> list[str]:
+        """What stands for the VMM, with the agent behind it."""
+        return [program, "emulate", uds, "--agent"]
+
     @contextmanager
     def ready(self, folder: Path) -> Iterator[Exec]:
         """A bundle, and a guest with an agent."""
@@ -145,8 +149,9 @@ class Channels(Way):
         put(bundle / "scripts/runcvm-ctr-exec", exec_script("fork").replace(UDS, uds), 0o755)
         done = runcvm("install", bundle, "--binary", self.binary(folder))
         assert done.returncode == 0, done.stderr
-        emulator = [str(bundle / "bin/fastvsock"), "emulate", uds, "--agent"]
-        with started(emulator, stdin=subprocess.DEVNULL, stderr=None, cwd=folder) as child:
+        with started(
+            self.far_end(str(bundle / "bin/fastvsock"), uds), stdin=subprocess.DEVNULL, stderr=None, cwd=folder
+        ) as child:
             assert b"listening" in child.stdout.readline()
             script = str(bundle / "scripts/runcvm-ctr-exec")
             environment = os.environ | {"RUNCVM_GUEST": str(bundle), "PATH": path_of(bundle)}
