@@ -38,68 +38,61 @@ class Target:
         return found.median >= self.limit if self.at_least else found.median <= self.limit
 
 
+RELAYS = "the forwarder's child holds the socket itself, while a channel has a process that relays at each end"
+FILES = "tar makes a file under its name; here it has another one until it is whole, and is acknowledged"
+CPUS = "the client and the agent share two CPUs with kubectl and the API server, which are all that the floor has"
+WAYS = (("up", "into"), ("down", "from"))
+
+
 def _start() -> list[Target]:
     binary = "start of the static binary"
     return [
         Target(f"{binary}, against the installation's", "start", "time", "static", "splice", Fraction(1, 8)),
         Target(f"{binary}, against socat's", "start", "time", "static", "socat", Fraction(1)),
         Target(
-            f"{binary}, plain, against the installation's", "start", "time", "static-plain", "splice", Fraction(1, 2)
+            f"{binary} (plain), against the installation's", "start", "time", "static-plain", "splice", Fraction(1, 2)
         ),
     ]
 
 
 def _exec() -> list[Target]:
+    true, rest = "`exec true`, against dbclient and dropbear", "the static agent at rest, MiB (PSS)"
     found = [
-        Target(
-            "`exec true`, against dbclient and dropbear", "exec-true", "time", "exec-static", "dropbear", Fraction(1, 8)
-        )
+        Target(true, "exec-true", "time", "exec-static", "dropbear", Fraction(1, 8)),
+        Target(rest, "exec-memory", "at-rest", "exec-static", "", Fraction(8 * MIB)),
     ]
-    for way, title in (("up", "into the guest"), ("down", "from the guest")):
-        measure, stream = f"exec-{way}", f"a stream {title}"
-        for base, name, speed, cpu in (
-            ("dropbear", "dbclient and dropbear", Fraction(15), Fraction(1, 15)),
-            ("raw", "the forwarder alone", Fraction(8, 10), Fraction(125, 100)),
+    for way, word in WAYS:
+        for base, name, speed, cpu, reason in (
+            ("dropbear", "dbclient and dropbear", Fraction(15), Fraction(1, 15), ""),
+            ("raw", "the forwarder alone", Fraction(8, 10), Fraction(125, 100), RELAYS),
         ):
+            stream, measure = f"a stream {word} the guest, {{}} against {name}", f"exec-{way}"
             found += [
-                Target(f"{stream}, speed against {name}", measure, "rate", "exec-static", base, speed, at_least=True),
-                Target(f"{stream}, CPU time against {name}", measure, "cpu-per-GiB", "exec-static", base, cpu),
+                Target(stream.format("speed"), measure, "rate", "exec-static", base, speed, True, reason),
+                Target(stream.format("CPU time"), measure, "cpu-per-GiB", "exec-static", base, cpu, False, reason),
             ]
-    rest = "the static agent at rest, MiB (PSS)"
-    return [*found, Target(rest, "exec-memory", "at-rest", "exec-static", "", Fraction(8 * MIB))]
+    return found
 
 
 def _copies() -> list[Target]:
     found = []
-    for way, title in (("up", "into the guest"), ("down", "from the guest")):
-        file, tree = f"`cp` of a file {title}", f"`cp` of the standard library {title}"
+    for way, word in WAYS:
+        file, tree = (f"`cp` of {what} {word} the guest, " for what in ("a file", "the standard library"))
         measure = f"cp-tree-{way}"
         found += [
-            Target(
-                f"{file}, speed against cat", f"cp-file-{way}", "rate", "cp-static", "cat-raw", Fraction(8, 10), True
-            ),
-            Target(f"{tree}, against tar by dbclient", measure, "time", "cp-static", "tar-dropbear", Fraction(1, 8)),
-            Target(f"{tree}, against tar and the forwarder", measure, "time", "cp-static", "tar-raw", Fraction(1)),
+            Target(f"{file}speed against cat", f"cp-file-{way}", "rate", "cp-static", "cat-raw", Fraction(8, 10), True),
+            Target(f"{tree}against tar by dbclient", measure, "time", "cp-static", "tar-dropbear", Fraction(1, 8)),
+            Target(f"{tree}against tar", measure, "time", "cp-static", "tar-raw", Fraction(1), False, FILES),
         ]
     return found
 
 
 def _kubectl() -> list[Target]:
-    floor = "against the same command run without a guest"
-    copies = {"up": "into", "down": "from"}
+    pairs = [("kubectl-exec", "`kubectl exec`", Fraction(3, 2))]
+    pairs += [(f"kubectl-cp-{way}", f"`kubectl cp` {word} the guest", Fraction(13, 10)) for way, word in WAYS]
     return [
-        Target("`kubectl exec`, " + floor, "kubectl-exec", "time", "channels", "floor", Fraction(3, 2)),
-        *(
-            Target(
-                f"`kubectl cp` {word} the guest, {floor}",
-                f"kubectl-cp-{way}",
-                "time",
-                "channels",
-                "floor",
-                Fraction(13, 10),
-            )
-            for way, word in copies.items()
-        ),
+        Target(f"{text}, against the command itself", measure, "time", "channels", "floor", limit, False, CPUS)
+        for measure, text, limit in pairs
     ]
 
 
