@@ -42,7 +42,15 @@ def draw(results: Results) -> str:
         _text(16, 28, title, size=15, bold=True),
     ]
     for row, peer in enumerate(peers):
-        lines.append(_text(LABELS - 10, _base(row), results.title(peer), bold=peer in COLOURS, anchor="end"))
+        lines.append(
+            _text(
+                LABELS - 10,
+                _base(row),
+                results.title(peer, [measure for measure, _ in PANELS]),
+                bold=peer in COLOURS,
+                anchor="end",
+            )
+        )
     for column, (measure, name) in enumerate(PANELS):
         left = LABELS + column * (WIDTH - LABELS) // len(PANELS)
         lines.append(_text(left, TOP - 18, name, colour=LIGHT))

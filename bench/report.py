@@ -169,12 +169,13 @@ def _summary(results: Results, title: str, columns: Sequence[Column]) -> str:
 def table_of(results: Results, columns: Sequence[Column], peers: Iterable[str]) -> str:
     """One row for each peer, without spreads; of two ways both figures are in one cell. Empty without results."""
     columns = [column for column in columns if any(m in results.measures for m in column.measures)]
-    references = {results.reference(m) for column in columns for m in column.measures if m in results.measures}
+    measures = [m for column in columns for m in column.measures if m in results.measures]
+    references = {results.reference(measure) for measure in measures}
     rows = []
     for peer in peers:
         cells = [_both(results, peer, column) for column in columns]
         if any(cell != "-" for cell in cells):
-            rows.append([_bold(results.title(peer), peer in references), *cells])
+            rows.append([_bold(results.title(peer, measures), peer in references), *cells])
     if not rows:
         return ""
     both = next((c for c in columns if len(c.measures) == 2 and c.measures[0] in results.measures), None)
@@ -202,7 +203,7 @@ def _details(results: Results, measure: str) -> str:
     shown = [q for q in QUANTITIES if q != hidden and any(results.values(measure, peer, q) for peer in peers)]
     rows = [
         [
-            _bold(results.title(peer), peer == reference),
+            _bold(results.title(peer, [measure]), peer == reference),
             *(cell for q in shown for cell in _cells(results, measure, peer, q)),
         ]
         for peer in peers

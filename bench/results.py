@@ -111,9 +111,10 @@ class Results:
             return {}
         return series.rate if quantity == "rate" else series.values
 
-    def title(self, peer: str) -> str:
-        """The peer's title."""
-        return next(str(s.about["peer_title"]) for s in self._series.values() if s.peer == peer)
+    def title(self, peer: str, measures: Iterable[str] = ()) -> str:
+        """The peer's title in these measures: another kind may have a peer of the same name. Without any: in all."""
+        among = set(measures) or set(self.measures)
+        return next(str(s.about["peer_title"]) for s in self._series.values() if s.peer == peer and s.measure in among)
 
     def first(self, measure: str, peer: str) -> Series:
         """The first series of this peer in this measure."""
