@@ -317,6 +317,8 @@ def test_copies_go_through_the_stand_in_for_a_vmm(engine: str, tree: Path, tmp_p
         assert within(HANG, uds.exists)
         copied(guest, "--wait=10", tree, f":{tmp_path}/there", engine=engine)
         copied(guest, f":{tmp_path}/there", tmp_path / "back", engine=engine)
+        vmm.terminate()  # which ends the agent too
+        vmm.wait(HANG)
     assert snapshot(tmp_path / "back") == snapshot(tree)
 
 

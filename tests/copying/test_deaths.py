@@ -118,7 +118,8 @@ def test_a_vmm_that_dies_is_told_and_the_rest_is_resumed(tmp_path: Path, source:
     with started(umbrella("emulate", "--agent", str(uds)), stderr=subprocess.DEVNULL) as vmm:
         assert vmm.stdout.readline()
         with half_way(Guest(str(uds), vmm), source, engine) as copy:
-            vmm.kill()
+            for pid in [vmm.pid, *children_of(vmm.pid)]:  # the guest dies with it
+                os.kill(pid, signal.SIGKILL)
             vmm.wait(HANG)
             copy.assert_broken()
     with agent_on(tmp_path / "second.sock", engine=engine) as guest:
