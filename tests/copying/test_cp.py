@@ -186,7 +186,7 @@ def test_a_hundred_thousand_files_in_one_folder(guest: Guest, engine: str, memor
 
 def test_setuid_is_for_those_who_keep_owners(guest: Guest, engine: str, tmp_path: Path) -> None:
     if os.geteuid():
-        pytest.skip("only root gives files away")
+        pytest.skip("this machine: only root gives files away")
     (tmp_path / "program").write_bytes(b"#!/bin/sh\n")
     os.chown(tmp_path / "program", 1234, 1235)
     (tmp_path / "program").chmod(0o6755)
@@ -293,7 +293,7 @@ def test_wrong_usage_is_told_in_one_line(words: tuple[str, ...]) -> None:
 
 def test_another_user_is_another_user(guest: Guest, engine: str, tree: Path, tmp_path: Path) -> None:
     if os.geteuid():
-        pytest.skip("only root can be another user")
+        pytest.skip("this machine: only root can be another user")
     (tmp_path / "open").mkdir()
     (tmp_path / "open").chmod(0o777)
     for folder in [tmp_path, *list(tmp_path.parents)[:-2]]:
@@ -309,7 +309,7 @@ def test_attributes_are_kept_when_that_is_asked_for(guest: Guest, engine: str, t
         os.setxattr(tree / "file", "user.colour", b"\0red")
         os.setxattr(tree / "sub", "user.colour", b"blue")
     except OSError:
-        pytest.skip("the file system has no attributes")
+        pytest.skip("this machine: the file system has no attributes")
     copied(guest, "--xattrs", "--fsync", f":{tree}", tmp_path / "back", engine=engine)
     copied(guest, "--xattrs", "--fsync", tmp_path / "back", f":{tmp_path}/there", engine=engine)
     assert snapshot(tmp_path / "there") == snapshot(tree)

@@ -26,7 +26,7 @@ def tree(tmp_path: Path) -> Path:
 def tmpfs(folder: Path, options: str) -> Iterator[None]:
     folder.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", folder], check=False).returncode:
-        pytest.skip("no right to mount a tmpfs")
+        pytest.skip("this machine: no right to mount a tmpfs")
     try:
         yield
     finally:

@@ -45,7 +45,7 @@ def test_the_mode_is_the_source_s_whatever_the_umask(tree: Tree, tmp_path: Path,
 
 def test_the_group_is_the_source_s_whatever_the_folder_gives(tree: Tree, tmp_path: Path) -> None:
     if os.geteuid():
-        pytest.skip("only root gives files away")
+        pytest.skip("this machine: only root gives files away")
     os.chown(tmp_path, -1, 4321)
     tmp_path.chmod(0o2755)
     write(tree, b"", Entry(b"file", 0o644, UID, GID))
@@ -54,7 +54,7 @@ def test_the_group_is_the_source_s_whatever_the_folder_gives(tree: Tree, tmp_pat
 
 def test_setuid_comes_with_its_owner(tree: Tree, tmp_path: Path) -> None:
     if os.geteuid():
-        pytest.skip("only root gives files away")
+        pytest.skip("this machine: only root gives files away")
     write(tree, b"#!", Entry(b"file", 0o6755, 1234, 1235))
     found = (tmp_path / "file").stat()
     assert (stat.S_IMODE(found.st_mode), found.st_uid, found.st_gid) == (0o6755, 1234, 1235)
