@@ -13,7 +13,7 @@ in front of the last ACK, so that it can keep their names.
 
 Where files that are there already are to be left alone, the sender first offers a stretch of the walk (OFFER_ENTER,
 OFFER_FILE, OFFER_LEAVE), and a VERDICT for each file says what is missing: all of it, nothing, or what is behind an
-offset. KEPT then stands for a file that is there.
+offset. KEPT then stands for a file that is there, and `AS_IT_IS` for one whose mode and owner need no second look.
 
 What the other end sends is checked before it is believed: here, and in receive.py.
 """
@@ -32,7 +32,7 @@ ENTER, LEAVE, FILE, SYMLINK, LINK, FIFO, KEPT, DATA, HOLE, CLOSE, NOTE, SOURCE, 
 OFFER_ENTER, OFFER_LEAVE, OFFER_FILE, ACK, FAULT, VERDICT, TOTAL = range(45, 52)
 NUMBERED = frozenset((ENTER, LEAVE, FILE, SYMLINK, LINK, FIFO, KEPT))
 
-INLINE, LINKABLE, WITH_XATTRS, BARE, EMPTY, RESUMED, DIGEST = 1, 2, 4, 8, 16, 32, 64
+INLINE, LINKABLE, WITH_XATTRS, BARE, EMPTY, RESUMED, DIGEST, AS_IT_IS = 1, 2, 4, 8, 16, 32, 64, 128
 
 SMALL = 1 << 16  # bytes of a file whose content is in its entry
 MAX_MESSAGE = 1 << 18  # bytes: a small file, its attributes and its name
@@ -44,6 +44,7 @@ MAX_DEPTH = 1 << 12  # folders in one another
 AHEAD = 4096  # entries that may be under way without an answer
 DIGEST_SIZE = 32  # SHA-256
 NOTHING_MISSING = (1 << 64) - 1
+NOTHING_TO_DO = (1 << 64) - 2  # neither content nor attributes
 
 # What went wrong with an entry, as it stands in front of the system's reason.
 FAULTS = (

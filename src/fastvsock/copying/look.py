@@ -86,20 +86,21 @@ class Look:
             if found is None:
                 offset = self._begun(folder, name, entry)
             else:
-                offset, digest = entries.NOTHING_MISSING, found
+                offset, digest = found
         return offset.to_bytes(8, "big") + (digest if self._checksum else b"")
 
-    def _same(self, folder: Folder, name: bytes, entry: Entry) -> "bytes | None":
-        """The digest, or what stands for it, of a file with the size and the time of the source's; None for another."""
+    def _same(self, folder: Folder, name: bytes, entry: Entry) -> "tuple[int, bytes] | None":
+        """The verdict on a file with the size and the time of the source's, and its digest; None for another."""
         try:
             there = os.stat(name, dir_fd=folder.fd, follow_symlinks=False)
             if not stat.S_ISREG(there.st_mode) or (there.st_size, there.st_mtime_ns) != (entry.size, entry.mtime):
                 return None
+            verdict = entries.NOTHING_TO_DO if self._tree.has_attributes(there, entry) else entries.NOTHING_MISSING
             if not self._checksum:
-                return NO_DIGEST
+                return verdict, NO_DIGEST
             fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder.fd)
             try:
-                return file_digest(fd)
+                return verdict, file_digest(fd)
             finally:
                 os.close(fd)
         except OSError:

@@ -177,11 +177,12 @@ class Sender:
             self.wire.wait_for_answers()
         self._offset, digest = self.answers.verdicts.popleft()
         assert isinstance(status, os.stat_result)
-        if self._offset != entries.NOTHING_MISSING or not self._is_same(folder, name, digest):
+        flags = entries.AS_IT_IS if self._offset == entries.NOTHING_TO_DO else 0
+        if self._offset < entries.NOTHING_TO_DO or not self._is_same(folder, name, digest):
             self._offset = 0 if self._offset >= status.st_size else self._offset
             self._send(kind, folder, name, status)
         else:
-            self._keep(folder, name, status)
+            self._keep(folder, name, status, flags)
         self._offset = 0
 
     def _is_same(self, folder: Folder, name: bytes, digest: bytes) -> bool:
@@ -199,8 +200,9 @@ class Sender:
         finally:
             os.close(fd)
 
-    def _keep(self, folder: Folder, name: bytes, status: os.stat_result) -> None:
+    def _keep(self, folder: Folder, name: bytes, status: os.stat_result, flags: int) -> None:
         entry = _entry(folder, name, status)
+        entry.flags = flags
         if status.st_nlink > 1:
             entry.flags |= entries.LINKABLE
         self.wire.put(entry.encode(entries.KEPT))

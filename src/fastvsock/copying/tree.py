@@ -295,14 +295,20 @@ class Tree:
             raise
         os.close(partial.fd)
 
+    def has_attributes(self, there: os.stat_result, entry: Entry) -> bool:
+        """Whether a file has the mode and the owner that it would be given."""
+        if not self._owner:
+            return stat.S_IMODE(there.st_mode) == entry.mode & 0o777
+        return (stat.S_IMODE(there.st_mode), there.st_uid, there.st_gid) == (entry.mode, entry.uid, entry.gid)
+
     def keep(self, entry: Entry) -> None:
         """A file that is there already: only its mode and owner may be others. Raises `Fault`."""
+        if entry.flags & entries.AS_IT_IS:
+            return
         folder, name = self._place_file(entry)
         try:
             there = os.stat(name, dir_fd=folder.fd, follow_symlinks=False)
-            owner = (entry.uid, entry.gid) if self._owner else (there.st_uid, there.st_gid)
-            mode = entry.mode if self._owner else entry.mode & 0o777
-            if (stat.S_IMODE(there.st_mode), there.st_uid, there.st_gid) != (mode, *owner):
+            if not self.has_attributes(there, entry):
                 fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder.fd)
                 try:
                     self.set_attributes(fd, entry)
