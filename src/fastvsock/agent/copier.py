@@ -7,10 +7,7 @@ from .. import errors
 from ..channels import protocol
 from ..channels.protocol import Request
 from ..copying.options import Options
-from ..copying.receive import Receiver
 from ..copying.report import Report
-from ..copying.send import Sender
-from ..copying.tree import Rehearsal, Target, TargetFault, Tree
 from ..copying.wire import BrokenWire, Wire
 from ..engines import choose
 from ..engines.exchange import splices_well
@@ -57,6 +54,8 @@ def _serve(wire: Wire, user: "User | None", request: Request, native: bool) -> N
 
 
 def _send(wire: Wire, request: Request, options: Options, native: bool) -> None:
+    from ..copying.send import Sender  # each process needs one of the two ends
+
     wire.put(protocol.started())
     sender = Sender(wire, options, Report(), native=native)
     sender.run(request.arguments, request.arguments)
@@ -65,6 +64,9 @@ def _send(wire: Wire, request: Request, options: Options, native: bool) -> None:
 
 
 def _receive(wire: Wire, request: Request, options: Options, native: bool) -> None:
+    from ..copying.receive import Receiver
+    from ..copying.tree import Rehearsal, Target, TargetFault, Tree
+
     path, *names = request.arguments
     try:
         target = Target(path, [name or None for name in names])

@@ -10,15 +10,16 @@ from ..channels.protocol import Request
 from ..engines import choose
 from ..relaying import raise_send_buffer
 from .options import Options
-from .receive import Receiver
 from .report import Report
-from .send import Sender, split_source
-from .tree import Rehearsal, Target, TargetFault, Tree
+from .walk import split_source
 from .wire import BrokenWire, Wire, unexpected
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from .send import Sender
+    from .tree import Tree
 
 
 class Copy:
@@ -45,9 +46,10 @@ class Copy:
         self.wire: Wire | None = None
         self._order = protocol.Client()
         self._abandoned = False
+        self._deadline = 0.0  # for the agent's first answer
 
     def _ask(self, operation: int, paths: "Sequence[bytes]") -> Wire:
-        """Connect, and have the agent begin. Raises `StartError` where it cannot."""
+        """Connect, and ask the agent to begin, which takes it a moment: `_await_start` is for its answer."""
         request = Request(operation, arguments=paths, variables=self._options.encode(), user=self._user)
         frame = request.encode()
         limit = handshake.limit(self._timeout)
@@ -56,19 +58,25 @@ class Copy:
         self.wire = wire = Wire(sock, splices=self.native)
         if self._abandoned:
             wire.cut()
-        deadline = monotonic() + limit
+        self._deadline = monotonic() + limit
+        wire.put(frame)
         try:
-            wire.put(frame)
             wire.flush()
-            kind, payload = wire.next(max(deadline - monotonic(), 0))
-        except TimeoutError:
-            raise errors.AgentTimeoutError(limit) from None
         except BrokenWire as broken:
-            raise errors.ChannelBrokenError("connecting and before its first answer", broken.args[0]) from None
+            raise _unstarted(broken) from None
+        return wire
+
+    def _await_start(self, wire: Wire) -> None:
+        """Raises `StartError` where the agent cannot begin."""
+        try:
+            kind, payload = wire.next(max(self._deadline - monotonic(), 0))
+        except TimeoutError:
+            raise errors.AgentTimeoutError(handshake.limit(self._timeout)) from None
+        except BrokenWire as broken:
+            raise _unstarted(broken) from None
         if isinstance(payload, int):
             raise unexpected(kind, payload)
         self._order.receive(kind, payload)
-        return wire
 
     def put(self, sources: "Sequence[bytes]", target: bytes) -> None:
         """Copy paths of this host to `target` in the guest. What fails is reported, by name."""
@@ -78,6 +86,9 @@ class Copy:
     def send(self, paths: "Sequence[bytes]", act: "Callable[[Sender], None]") -> None:
         """Copy what `act` sends to the guest: `paths` are the target, and the names of the sources in it."""
         wire = self._ask(protocol.PUT, paths)
+        from .send import Sender  # while the agent prepares
+
+        self._await_start(wire)
         try:
             sender = Sender(wire, self._options, self._report, native=self.native)
             act(sender)
@@ -93,6 +104,8 @@ class Copy:
 
         Raises `StreamError` where the target cannot be used.
         """
+        from .tree import Rehearsal, Target, TargetFault, Tree
+
         names = [split_source(source)[1] or None for source in sources]
         try:
             place = Target(target, names)
@@ -106,9 +119,12 @@ class Copy:
         finally:
             place.close()
 
-    def receive(self, tree: Tree, sources: "Sequence[bytes]") -> None:
+    def receive(self, tree: "Tree", sources: "Sequence[bytes]") -> None:
         """Copy paths of the guest to `tree`."""
         wire = self._ask(protocol.GET, sources)
+        from .receive import Receiver  # while the agent prepares
+
+        self._await_start(wire)
         try:
             labels = [b":" + source for source in sources]
             Receiver(wire, tree, self._options, self._report, labels).run()
@@ -141,3 +157,7 @@ class Copy:
         """Close the connection, which ends the copy if it has not ended."""
         if self.wire:
             self.wire.close()
+
+
+def _unstarted(broken: BrokenWire) -> errors.ChannelBrokenError:
+    return errors.ChannelBrokenError("connecting and before its first answer", broken.args[0])

@@ -4,10 +4,10 @@ import os
 import stat
 
 from . import entries
+from .digests import file_digest
 from .entries import Entry
 from .folders import Folder
 from .options import Options
-from .send import file_digest
 from .tree import Tree, leftovers, name_of, open_leftover
 
 NO_DIGEST = bytes(entries.DIGEST_SIZE)

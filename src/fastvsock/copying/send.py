@@ -7,15 +7,15 @@ from collections import deque
 
 from .. import errors
 from . import entries
+from .digests import file_digest, sha256
 from .entries import Entry, Fault
 from .folders import DIRECTORY, Folder, Shelf
 from .options import Options
-from .walk import Filter, Walk, data_stretches
+from .walk import Filter, Walk, data_stretches, split_source
 from .wire import Wire, unexpected
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import hashlib
     from collections.abc import Iterable, Iterator, Sequence
 
     from .report import Report
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 LOOKAHEAD = 2048  # entries of the walk that are offered before the first of them is sent
 OFFERS = {entries.ENTER: entries.OFFER_ENTER, entries.LEAVE: entries.OFFER_LEAVE, entries.FILE: entries.OFFER_FILE}
 FILE_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC  # a FIFO in a file's place blocks nobody
-PIECE = 1 << 20  # bytes that are hashed at a time
 SOON = 0.05  # seconds: a source that is measured as fast is measured before it is sent
 
 
@@ -336,14 +335,6 @@ class Sender:
             self.wire.put(entries.pair(entries.HOLE, size - offset))
 
 
-def split_source(path: bytes) -> tuple[bytes, bytes]:
-    """The folder that a source is in, and its name there; no name where the contents of a folder are meant."""
-    name = os.path.basename(path.rstrip(b"/"))
-    if name in (b"", b".", b".."):
-        return path or b".", b""
-    return os.path.dirname(path.rstrip(b"/")) or b".", name
-
-
 def _entry(folder: Folder, name: bytes, status: "os.stat_result | None") -> Entry:
     shown = name or (folder.name if folder.parent else b"contents")
     return Entry(shown) if status is None else Entry.of(shown, status)
@@ -351,24 +342,6 @@ def _entry(folder: Folder, name: bytes, status: "os.stat_result | None") -> Entr
 
 def _differs(after: os.stat_result, before: os.stat_result) -> bool:
     return (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns)
-
-
-def sha256(data: bytes = b"") -> "hashlib._Hash":
-    """The beginning of a digest."""
-    import hashlib  # a tenth of the start of a copy, and few compare
-
-    return hashlib.sha256(data)
-
-
-def file_digest(fd: int) -> bytes:
-    """The SHA-256 of a file. Raises `OSError`."""
-    found = sha256()
-    piece = memoryview(bytearray(PIECE))
-    offset = 0
-    while count := os.preadv(fd, [piece], offset):
-        found.update(piece[:count])
-        offset += count
-    return found.digest()
 
 
 def _attributes(fd: int) -> "tuple[tuple[bytes, bytes], ...]":

@@ -15,8 +15,9 @@ from .client import Copy
 from .entries import Entry, Fault
 from .folders import Folder, Shelf
 from .options import Options
-from .send import Sender, split_source
+from .send import Sender
 from .tree import Partial, Tree
+from .walk import split_source
 from .wire import Wire
 
 TYPE_CHECKING = False

@@ -11,10 +11,10 @@ import os
 import stat
 
 from . import entries, small
+from .digests import file_digest
 from .entries import Entry, Fault
 from .folders import DIRECTORY, Folder, Shelf
 from .options import Options
-from .send import file_digest
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -436,7 +436,7 @@ def name_of(name: bytes, entry: Entry) -> bytes:
 
 
 def _short(data: bytes) -> bytes:
-    import hashlib  # as late as in send.py
+    import hashlib  # as late as in digests.py
 
     return hashlib.blake2b(data, digest_size=KEY // 2).hexdigest().encode()
 

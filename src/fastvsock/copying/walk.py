@@ -145,6 +145,14 @@ class Walk:
             below.append((folder.child(name), status))
 
 
+def split_source(path: bytes) -> tuple[bytes, bytes]:
+    """The folder that a source is in, and its name there; no name where the contents of a folder are meant."""
+    name = os.path.basename(path.rstrip(b"/"))
+    if name in (b"", b".", b".."):
+        return path or b".", b""
+    return os.path.dirname(path.rstrip(b"/")) or b".", name
+
+
 def data_stretches(fd: int, offset: int, size: int) -> "Iterator[tuple[int, int]]":
     """Where a file has data from `offset` on: beginnings and ends; what lies between is holes. Raises `OSError`."""
     while offset < size:
