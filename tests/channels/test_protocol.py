@@ -42,6 +42,11 @@ def test_a_request_is_its_version_its_operation_and_its_fields() -> None:
     )
 
 
+def test_a_request_is_read_as_it_was_written() -> None:
+    found = parse(field(6, b"\5"), field(7, b"\0\x1e\1\0"), field(4, b"me"), field(8, b"unix:/x"))
+    assert found == Request(protocol.INFO, flags=5, size=(30, 256), user=b"me", address=b"unix:/x")
+
+
 def test_what_is_not_asked_for_is_not_in_a_request() -> None:
     assert payload(Request(protocol.INFO).encode()) == b"\0\1\3"
 
@@ -222,6 +227,12 @@ def test_the_subject_of_a_failure_is_cut_at_its_limit() -> None:
         Client().receive(protocol.FAILED, payload(frame))
     with pytest.raises(errors.ProtocolError, match="a failure that makes no sense"):
         Client().receive(protocol.FAILED, payload(frame) + b"x")
+
+
+def test_a_failure_may_be_about_nothing() -> None:
+    assert payload(protocol.failed("process", 12)) == b"\7\0\0\0\x0c"
+    with pytest.raises(errors.StartError):
+        Client().receive(protocol.FAILED, payload(protocol.failed("process", 12)))
 
 
 @pytest.mark.parametrize("bad", [b"", b"\0\0\0\0", bytes((len(protocol.KINDS), 0, 0, 0, 0))])
