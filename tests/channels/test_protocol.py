@@ -213,7 +213,9 @@ def test_a_failure_has_a_kind_an_errno_and_a_subject(kind: str) -> None:
     assert (type(caught.value), caught.value.args) == (type(expected), expected.args)
 
 
-@pytest.mark.parametrize(("number", "kept"), [(errno.ENOENT, errno.ENOENT), (0, 0), (99999, 0), (1 << 31, 0)])
+@pytest.mark.parametrize(
+    ("number", "kept"), [(errno.ENOENT, errno.ENOENT), (0, 0), (99999, 0), (1 << 24 | errno.ENOENT, 0)]
+)
 def test_an_errno_that_does_not_exist_is_none(number: int, kept: int) -> None:
     with pytest.raises(errors.StartError) as caught:
         Client().receive(protocol.FAILED, payload(protocol.failed("command", number, b"x")))
