@@ -84,16 +84,15 @@ VM_TESTS := tests/emulator/test_protocol.py tests/connect/test_behaviour.py test
 	tests/channels/test_exec.py::test_a_stream_up_and_down_is_whole \
 	tests/channels/test_guest.py::test_run_takes_files \
 	tests/channels/test_guest.py::test_popen_talks_with_a_running_command \
-	tests/channels/test_guest.py::test_communicate \
-	tests/channels/test_guest.py::test_nothing_is_left_of_many_commands
+	tests/channels/test_guest.py::test_communicate
 
 # What runs the program as processes, and of the slower folders what every connection, command and installation needs.
 BINARY_TESTS := tests/connect tests/cli tests/channels/test_exec.py tests/channels/test_endings.py \
 	tests/channels/test_terminal.py tests/runcvm/test_binary*.py
 
-# Those that the static binary runs, which starts five times as fast as the package: agent, exec, cp, and some of connect.
-VM_BINARY_TESTS := tests/vm/test_agent.py tests/vm/test_copying.py tests/channels/test_exec.py \
-	tests/channels/test_terminal.py \
+# Those that the static binary runs, which starts five times as fast as the package: agent, exec, cp, some of connect.
+VM_BINARY_TESTS := tests/vm/test_agent.py tests/vm/test_copying.py \
+	tests/channels/test_exec.py tests/channels/test_terminal.py \
 	tests/channels/test_endings.py::test_signals_go_to_the_commands_process_group \
 	tests/connect/test_behaviour.py::test_d1_a_few_bytes_are_forwarded_at_once \
 	tests/connect/test_behaviour.py::test_d2_the_end_of_the_guest_ends_the_process_although_stdin_is_open \

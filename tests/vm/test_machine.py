@@ -1,11 +1,12 @@
-"""The harness boots again where a boot came to nothing, and never runs a command twice. No QEMU is needed for that."""
+"""The harness without QEMU: it boots again where a boot came to nothing, and never runs a command twice."""
 
+import re
 from pathlib import Path
 
 import machine
 import pytest
 
-from support import HANG
+from support import HANG, ROOT
 
 ENDS = "exit 0"  # as after a panic
 RUNS = "echo l1 >>phase; echo l2 >>phase; echo ran >>output.log; echo 3 >status"
@@ -33,3 +34,9 @@ def test_a_boot_that_ends_before_the_guest_is_up_is_tried_again(
     monkeypatch.setattr(machine, "qemu_command", qemu_command)
     assert machine.boot_and_run(tmp_path, tmp_path, HANG) == status
     assert len(made) == count
+
+
+def test_the_tests_that_make_names_are_there() -> None:
+    named = re.findall(r"(?<=\s)(tests/[\w/]+\.py)(?:::(\w+))?", (ROOT / "Makefile").read_text())
+    assert len(named) > 20
+    assert [test for test in named if f"\ndef {test[1]}" not in (ROOT / test[0]).read_text()] == []
