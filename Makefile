@@ -114,7 +114,8 @@ $(BINARY): pyproject.toml $(shell find src/fastvsock -name '*.py' -o -name '*.py
 
 # The tests of the program, run by it.
 test-binary: build $(BINARY)
-	FASTVSOCK_TEST_COMMAND='$(CURDIR)/build/static/{name}' $(BIN)/python -m pytest -q $(BINARY_TESTS)
+	FASTVSOCK_TEST_COMMAND='$(CURDIR)/build/static/{name}' $(BIN)/python -m pytest -q -n $(PYTEST_WORKERS) --dist loadfile \
+		$(BINARY_TESTS)
 
 # The binary is the agent in the guest.
 test-vm: build $(BINARY)

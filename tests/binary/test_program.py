@@ -174,7 +174,7 @@ def test_doctor_looks_at_what_it_runs_on(fastvsock: Path) -> None:
 
 def test_a_compressed_tar_stream_is_refused_with_what_to_do(fastvsock: Path, tmp_path: Path) -> None:
     with agent_on(tmp_path / "agent.sock") as guest:
-        words = [fastvsock, "cp", guest.uds, "-", f":{tmp_path}/there"]
+        words = [str(fastvsock), "cp", guest.uds, "-", f":{tmp_path}/there"]
         done = subprocess.run(words, input=gzip.compress(b"tar"), capture_output=True, timeout=HANG, check=False)
     assert done.returncode == 1
     error = b"cannot read the tar stream: zlib module is not available: decompress it first"
