@@ -60,12 +60,20 @@ def test_setuid_comes_with_its_owner(tree: Tree, tmp_path: Path) -> None:
     assert (stat.S_IMODE(found.st_mode), found.st_uid, found.st_gid) == (0o6755, 1234, 1235)
 
 
-def test_a_file_that_will_be_somebody_else_s_is_nobody_s_before(tree: Tree, tmp_path: Path) -> None:
+def test_nobody_may_do_more_with_a_file_before_it_is_whole(tmp_path: Path) -> None:
     at = os.open(tmp_path, os.O_RDONLY)
-    stranger = Entry(b"file", 0o4777, UID + 1, GID)
-    fd = small.create(at, b"temporary", stranger, owner=True)
-    assert stat.S_IMODE(os.fstat(fd).st_mode) == 0o600
-    os.close(fd)
+    before = os.umask(0)
+    for mode, is_ours, expected in (
+        (0o4777, False, 0o600),
+        (0o4755, True, 0o755),
+        (0o640, True, 0o600),
+        (0o664, True, 0o644),
+        (0o604, True, 0o604),
+    ):
+        fd = small.create(at, b"%o-%d" % (mode, is_ours), Entry(b"file", mode, UID, GID), is_ours=is_ours)
+        assert stat.S_IMODE(os.fstat(fd).st_mode) == expected
+        os.close(fd)
+    os.umask(before)
     os.close(at)
 
 

@@ -97,11 +97,12 @@ class Receiver:
         self._report.failed(self._label(self._tree.path(name)), kind, number)
 
     def _take_entry(self, kind: int, entry: Entry) -> None:
-        if not self._tree.depth:
+        depth = self._tree.depth
+        if not depth:
             if self._has_top or kind == entries.LEAVE:
                 raise errors.ProtocolError("an entry that no source is about")
             self._has_top = True
-        if kind == entries.ENTER and self._tree.depth >= entries.MAX_DEPTH:
+        if kind == entries.ENTER and depth >= entries.MAX_DEPTH:
             raise errors.ProtocolError(f"more than {entries.MAX_DEPTH} folders in one another")
         self._number += 1
         path = self._above + entry.name if self._above and kind != entries.LEAVE else self._label(self._tree.path())

@@ -10,13 +10,14 @@ if TYPE_CHECKING:
 FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def create(folder: int, temporary: bytes, entry: "Entry", owner: bool) -> int:
+def create(folder: int, temporary: bytes, entry: "Entry", *, is_ours: bool) -> int:
     """Open a new file in the descriptor `folder`. Raises `OSError`.
 
-    It has its mode from the beginning, unless it is to be somebody else's, who nobody may be mistaken for.
+    It has its mode from the beginning as far as that gives nobody more than the end will: nothing where it is to be
+    somebody else's, and to its group, which the folder may choose, no more than to everybody.
     """
-    is_ours = not owner or (entry.uid, entry.gid) == (os.geteuid(), os.getegid())
-    return os.open(temporary, FLAGS, entry.mode & 0o777 if is_ours else 0o600, dir_fd=folder)
+    mode = entry.mode & (0o707 | (entry.mode & 0o7) << 3) if is_ours else 0o600
+    return os.open(temporary, FLAGS, mode, dir_fd=folder)
 
 
 def fill(fd: int, entry: "Entry", content: memoryview, owner: bool) -> None:

@@ -126,7 +126,8 @@ class Tree:
         self._shelf = Shelf(native=native)
         self.root = Folder(self._shelf, b"", root=target.root)
         self._levels = [Level(b"", self.root)]
-        self._owner = options.owner and os.geteuid() == 0
+        self._uid = os.geteuid()
+        self._owner = options.owner and self._uid == 0
         self._linked: dict[int, tuple[Folder, bytes]] = {}
         self._mine, self._smalls = PREFIX + os.urandom(KEY).hex().encode(), 0  # temporary names of small files
         self.top: bytes | None = None  # what the next entry at the top is called; None: what is in it goes to the root
@@ -158,10 +159,11 @@ class Tree:
         return folder, entry.name
 
     def _place_file(self, entry: Entry) -> tuple[Folder, bytes]:
-        if not self.depth and self.top is None:
-            raise Fault(entries.CREATE, errno.ENOTDIR)
-        if not self.depth and self._target.needs_folder:
-            raise Fault(entries.CREATE, errno.ENOENT)
+        if not self.depth:
+            if self.top is None:
+                raise Fault(entries.CREATE, errno.ENOTDIR)
+            if self._target.needs_folder:
+                raise Fault(entries.CREATE, errno.ENOENT)
         return self.place(entry)
 
     def enter(self, entry: Entry) -> None:
@@ -230,7 +232,7 @@ class Tree:
         temporary = b"%s-%08x%s" % (self._mine, self._smalls, SUFFIX)
         try:
             at = folder.fd
-            fd = small.create(at, temporary, entry, self._owner)
+            fd = small.create(at, temporary, entry, is_ours=not self._owner or entry.uid == self._uid)
         except OSError as error:
             raise Fault(entries.CREATE, error.errno or 0) from None
         try:

@@ -240,13 +240,15 @@ class Wire:
 
         Raises `BrokenWire`, `ProtocolError`, and `TimeoutError` where `timeout` seconds pass without a byte.
         """
-        self._need(HEADER, timeout)
+        if self._end - self._start < HEADER:
+            self._need(HEADER, timeout)
         kind, length = parse_header(self._buffer, self._start)
         self._start += HEADER
         self._splicing = kind == DATA and self._splices and length >= LEAST
         if kind == DATA:
             return kind, length
-        self._need(length, timeout)
+        if self._end - self._start < length:
+            self._need(length, timeout)
         at = self._start
         self._start += length
         return kind, bytes(self._buffer[at : self._start])
