@@ -36,13 +36,17 @@ class Copying:
         if not request.arguments:
             raise RefusedError("request", 0, b"a copy without a path")
         user = _user(request.user) if request.user else None
-        try:
+
+        def fork() -> int:
             pid = os.fork()
+            if not pid:
+                _become(user, self._sock, request, self._agent.engine)
+            return pid
+
+        try:
+            child = self._agent.children.start(fork, self._wake)
         except OSError as error:
             raise RefusedError("process", error.errno or 0) from None
-        if not pid:
-            _become(user, self._sock, request, self._agent.engine)
-        child = self._agent.children.add(pid, self._wake)
         poll = select.poll()
         poll.register(self._wake, select.POLLIN)
         while child.status is None:

@@ -11,6 +11,7 @@ from time import monotonic, sleep
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import signal as _signal
+    from collections.abc import Callable
 else:
     import _signal  # signal itself imports enum, and the agent stays in memory
 
@@ -84,13 +85,23 @@ class Children:
     def __init__(self) -> None:
         self._lock = _thread.allocate_lock()
         self._running: dict[int, Child] = {}
+        self._starting = 0
 
-    def add(self, pid: int, wake: int) -> Child:
-        """Know of a child, which may have ended by now."""
-        child = Child(pid, wake)
+    def start(self, make: "Callable[[], int]", wake: int) -> Child:
+        """Start a child with `make`, which returns its pid, and raises what it likes. It may have ended by now.
+
+        Meanwhile no orphan is taken away: one that is not known yet could be this child.
+        """
         with self._lock:
-            self._running[pid] = child
-        self.look()
+            self._starting += 1
+        try:
+            child = Child(make(), wake)
+            with self._lock:
+                self._running[child.pid] = child
+        finally:
+            with self._lock:
+                self._starting -= 1
+            self.look()
         return child
 
     def look(self) -> None:
@@ -101,17 +112,17 @@ class Children:
                     child.status = _status(child.pid)
                     if child.status is not None:
                         os.eventfd_write(child.wake, 1)
-            if os.getpid() == 1:
-                self._reap_orphans()
+            self._reap_orphans()
 
     def forget(self, child: Child) -> None:
         """Its channel is over: take away the zombie. It must have ended."""
         with self._lock:
             del self._running[child.pid]
             os.waitpid(child.pid, 0)
+            self._reap_orphans()  # those that were behind it
 
     def _reap_orphans(self) -> None:
-        while True:
+        while os.getpid() == 1 and not self._starting:
             try:
                 found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             except ChildProcessError:

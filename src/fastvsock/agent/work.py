@@ -309,14 +309,13 @@ class Execution(Work):
 
     def _start(self, command: Command, request: Request) -> Child:
         try:
-            pid = spawn(command)
+            return self._agent.children.start(lambda: spawn(command), self._wake)
         except SpawnError as error:
             stage, number = error.args
             subjects = {"command": request.arguments[0], "directory": request.directory, "user": request.user}
             raise RefusedError(stage, number, subjects.get(stage, b"")) from None
         except OSError as error:
             raise RefusedError("process", error.errno or 0) from None
-        return self._agent.children.add(pid, self._wake)
 
     def _pipes(self, theirs: Cleanup, flags: int) -> list[int]:
         """Make the command's three pipes, and return its ends; ours serve the streams."""
