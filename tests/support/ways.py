@@ -145,19 +145,24 @@ class Channels(Way):
     @contextmanager
     def ready(self, folder: Path) -> Iterator[Exec]:
         """A bundle, and a guest with an agent."""
-        uds, bundle = str(folder / "v.sock"), make_bundle(folder / "bundle")
-        put(bundle / "scripts/runcvm-ctr-exec", exec_script("fork").replace(UDS, uds), 0o755)
-        done = runcvm("install", bundle, "--binary", self.binary(folder))
-        assert done.returncode == 0, done.stderr
-        with started(
-            self.far_end(str(bundle / "bin/fastvsock"), uds), stdin=subprocess.DEVNULL, stderr=None, cwd=folder
-        ) as child:
+        uds = str(folder / "v.sock")
+        execution = self.lead_to(uds, folder)
+        program = str(folder / "bundle/bin/fastvsock")
+        with started(self.far_end(program, uds), stdin=subprocess.DEVNULL, stderr=None, cwd=folder) as child:
             assert b"listening" in child.stdout.readline()
-            script = str(bundle / "scripts/runcvm-ctr-exec")
-            environment = os.environ | {"RUNCVM_GUEST": str(bundle), "PATH": path_of(bundle)}
-            yield Exec(folder, [str(bundle / "bin/bash"), "-e", script, *RUNTIME], environment)
+            yield execution
             child.terminate()
             child.wait(HANG)
+
+    def lead_to(self, uds: str, folder: Path) -> Exec:
+        """Install into a bundle below `folder`, whose exec script leads to the guest behind `uds`."""
+        bundle = make_bundle(folder / "bundle")
+        script = bundle / "scripts/runcvm-ctr-exec"
+        put(script, exec_script("fork").replace(UDS, uds), 0o755)
+        done = runcvm("install", bundle, "--binary", self.binary(folder))
+        assert done.returncode == 0, done.stderr
+        environment = os.environ | {"RUNCVM_GUEST": str(bundle), "PATH": path_of(bundle)}
+        return Exec(folder, [str(bundle / "bin/bash"), "-e", str(script), *RUNTIME], environment)
 
 
 WAYS: tuple[Way, ...] = (Floor(), Dropbear(), Channels())

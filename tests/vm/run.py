@@ -9,6 +9,7 @@ machine can't (one line says why), 70 that the VM was not built or did not come 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shlex
 import subprocess
@@ -61,6 +62,8 @@ def prepare() -> Path:
     machine.report("parts fetched", began)
     began = time.monotonic()
     built = images.images(parts)
+    with contextlib.suppress(fetch.CannotRun):  # its tests skip
+        images.kubectl()
     machine.report("images built", began)
     kernels = [(parts / level / "package").read_text().strip() for level in ("l1", "l2")]
     print(f"vm: L1 {kernels[0]}, L2 {kernels[1]}", flush=True)
@@ -126,7 +129,8 @@ def main() -> int:
         with images.locked(out / ".lock", wait=False):
             command = command_line(options, pytest_arguments)
             images.write_cpio(out / "initrd2-more", [images.file("bin/fastvsock", options.binary.read_bytes(), 0o755)])
-            machine.write_command(out, command, PROJECT, machine.passed_on())
+            environment = machine.passed_on() | {"FASTVSOCK_VM_CACHE": str(images.cache_folder())}
+            machine.write_command(out, command, PROJECT, environment)
             return machine.boot_and_run(built, out, options.timeout)
     except BlockingIOError:
         print(f"vm: another run uses {out}: wait for it or give --out")
