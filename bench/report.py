@@ -150,7 +150,8 @@ def _targets(results: Results) -> str:
         factor = UNITS[target.quantity][1] if not target.base else 1
         limit = f"at {'least' if target.at_least else 'most'} {_limit(target.limit * Fraction(factor))}"
         verdict = "yes" if target.reached(found) else f"**no**: {target.reason or 'not explained'}"
-        rows.append([target.text, limit, _with_spread(found, factor), verdict])
+        median, low, high = (f"{value * factor:.3g}" for value in (found.median, found.low, found.high))
+        rows.append([target.text, limit, f"{median} ({low} to {high})", verdict])
     text = "Each ratio is taken within rounds: the median, with the 10th to the 90th percentile in brackets."
     return f"## Targets\n\n{text}\n\n{_table(['what', 'target', 'measured', 'reached'], rows)}" if rows else ""
 

@@ -39,6 +39,7 @@ class Target:
 
 
 RELAYS = "the forwarder's child holds the socket itself, while a channel has a process that relays at each end"
+WRITER = "one process takes the bytes and writes the file, where the forwarder and cat share that work"
 FILES = "tar makes a file under its name; here it has another one until it is whole, and is acknowledged"
 CPUS = "the client and the agent share two CPUs with kubectl and the API server, which are all that the floor has"
 WAYS = (("up", "into"), ("down", "from"))
@@ -80,7 +81,16 @@ def _copies() -> list[Target]:
         file, tree = (f"`cp` of {what} {word} the guest, " for what in ("a file", "the standard library"))
         measure = f"cp-tree-{way}"
         found += [
-            Target(f"{file}speed against cat", f"cp-file-{way}", "rate", "cp-static", "cat-raw", Fraction(8, 10), True),
+            Target(
+                f"{file}speed against cat",
+                f"cp-file-{way}",
+                "rate",
+                "cp-static",
+                "cat-raw",
+                Fraction(8, 10),
+                True,
+                WRITER,
+            ),
             Target(f"{tree}against tar by dbclient", measure, "time", "cp-static", "tar-dropbear", Fraction(1, 8)),
             Target(f"{tree}against tar", measure, "time", "cp-static", "tar-raw", Fraction(1), False, FILES),
         ]

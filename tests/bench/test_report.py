@@ -128,7 +128,7 @@ def suite(seconds: dict[str, list[float]], command: str = "made up") -> Any:
 
 @pytest.mark.parametrize(
     ("static", "verdict"),
-    [([0.1, 10.0], "| 0.10 (0.10 to 0.10) | yes |"), ([0.2, 20.0], "| 0.20 (0.20 to 0.20) | **no**")],
+    [([0.1, 10.0], "| 0.1 (0.1 to 0.1) | yes |"), ([0.2, 20.0], "| 0.2 (0.2 to 0.2) | **no**")],
 )
 def test_a_target_stands_beside_the_ratio_within_rounds(static: list[float], verdict: str) -> None:
     """One eighth of the installation's start, in a machine that becomes a hundred times slower."""
