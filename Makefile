@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 LINTERS := .github/lint.txt
-SOURCES := $(wildcard setup.py pyproject.toml src/fastvsock/engines/*.pyx $(LINTERS))
+SOURCES := $(wildcard setup.py pyproject.toml src/fastvsock/*/*.pyx $(LINTERS))
 
 .PHONY: help build demo test lint check format fuzz test-binary test-vm bench mutants clean \
 	alpine binaries check-wheels dist github-release sdist validate-wheels wheels wheels-lock
