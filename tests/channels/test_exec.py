@@ -246,7 +246,8 @@ def test_stats_is_one_line(guest: Guest, engine: str) -> None:
     ("arguments", "sentence"),
     [
         ([], "expected UDS and COMMAND"),
-        (["/x"], "missing"),
+        (["v.sock"], "expected UDS and COMMAND"),
+        (["v.sock", "--"], "expected UDS and COMMAND"),
         (["--fast", "/x", "true"], "unknown option --fast"),
         (["-z", "/x", "true"], "unknown option -z"),
         (["--tty=1", "/x", "true"], "unknown option --tty=1"),

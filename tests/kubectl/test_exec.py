@@ -9,7 +9,7 @@ from support.apiserver import NAME
 from support.kubectl import Pod
 from support.ways import WAYS
 
-WORDS = ["a  b", "$HOME", "`id`", "'", '"', "\\", "*", "{port}", "-x", "tab\there"]
+WORDS = ["a  b", "", "$HOME", "`id`", "'", '"', "\\", "*", "{port}", "-x", "tab\there"]
 
 
 def test_stdout_and_stderr_come_apart(pod: Pod) -> None:

@@ -125,7 +125,8 @@ def take_terminal() -> None:
 def execute(connection: ServerConnection, words: list[str], cut: Cut) -> None:
     """Run the command that a connection asks for, to its end."""
     assert connection.request
-    query = parse_qs(urlsplit(connection.request.path).query, encoding="utf-8", errors="surrogateescape")
+    text = urlsplit(connection.request.path).query
+    query = parse_qs(text, keep_blank_values=True, encoding="utf-8", errors="surrogateescape")
     tty = query.get("tty") == ["true"]
     before = [word.replace("{tty}", str(tty).lower()) for word in words]
     try:

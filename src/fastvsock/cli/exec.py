@@ -187,7 +187,7 @@ def parse(arguments: "Sequence[str]") -> Options | None:
             if not word:
                 raise errors.EmptyPathError(word, options.port)
     if not options.uds or not options.command:
-        raise errors.UsageError("expected UDS and COMMAND" if not options.uds else errors.MISSING_COMMAND)
+        raise errors.UsageError("expected UDS and COMMAND")
     return options
 
 
