@@ -6,12 +6,13 @@ A copier brings `source`, a file or a folder, below the folder `target`, under i
 import shlex
 import shutil
 import subprocess
+from abc import ABC, abstractmethod
 from pathlib import Path
 
 from .ways import Channels, CopyingChannels, Dropbear, HalfClosing, OpenSSH, Raw, StaticChannels, Way
 
 
-class Copier:
+class Copier(ABC):
     """A way to copy. `does` is which measures it can take: file, tree, and again for one that skips what is there."""
 
     name = title = ""
@@ -28,13 +29,13 @@ class Copier:
         """What is measured, with its version."""
         return cls.way.version()
 
+    @abstractmethod
     def up(self, way: Way, source: Path, target: Path) -> list[list[str]]:
         """The pipeline on the host that copies into the guest."""
-        raise NotImplementedError
 
+    @abstractmethod
     def down(self, way: Way, source: Path, target: Path) -> list[list[str]]:
         """The pipeline on the host that copies from the guest."""
-        raise NotImplementedError
 
     def again(self, way: Way, source: Path, target: Path) -> list[list[str]]:
         """The pipeline that copies into the guest what has changed."""
@@ -182,6 +183,8 @@ class Walk(Copier):
     def up(self, way: Way, source: Path, target: Path) -> list[list[str]]:
         """Size and time of each, as a copy that skips has to know them."""
         return [["find", str(source), "-printf", "%s %T@ %p\\n"]]
+
+    down = up  # both folders are on this machine
 
 
 ALL = (

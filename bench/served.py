@@ -5,6 +5,7 @@ import select
 import subprocess
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -44,7 +45,7 @@ class Stage:
             return rig.take()
 
 
-class ServedRig(Rig):
+class ServedRig(Rig, ABC):
     """A rig whose peer has a server in the guest, which is started for this sample, and counted with it."""
 
     def __init__(self, measure: Measure, peer: Peer, check: bool, way: type[Way], keys: Path) -> None:
@@ -62,9 +63,9 @@ class ServedRig(Rig):
         """Start the server."""
         self.way.serve(self._start_server)
 
+    @abstractmethod
     def take(self) -> Sample:
         """Do the work of the measure. Raises `PeerError`."""
-        raise NotImplementedError
 
     def run(self, *pipeline: list[str]) -> Sample:
         """The time of commands in a pipeline, to the end of the last, and the CPU time of both ends."""

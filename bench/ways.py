@@ -10,6 +10,7 @@ import shlex
 import socket
 import subprocess
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,7 +30,7 @@ SFTP = "Subsystem sftp internal-sftp\n"
 Start = Callable[..., Any]  # starts a server, with Popen's parameters, and waits for the line that says it is ready
 
 
-class Way:
+class Way(ABC):
     """One way into the guest, whose sockets lie in `folder`; `keys` is a folder that `keys_in` filled."""
 
     name = title = ""
@@ -49,17 +50,17 @@ class Way:
         """What is measured, with its version."""
         return our_version()
 
+    @abstractmethod
     def serve(self, start: Start) -> None:
         """Start what listens in the guest."""
-        raise NotImplementedError
 
     def rest(self, start: Start) -> None:
         """Start it as it waits in a real guest, where that is another way."""
         self.serve(start)
 
+    @abstractmethod
     def command(self, *words: str, stdin: bool = False, tty: bool = False) -> list[str]:
         """The command line on the host that runs `words` in the guest."""
-        raise NotImplementedError
 
     def inetd(self, start: Start, *words: str, **options: Any) -> None:
         """Start an inetd that runs `words`. Its socket has a short name: dropbear ends where its own has 32 bytes."""

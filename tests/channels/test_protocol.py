@@ -227,7 +227,7 @@ def test_the_subject_of_a_failure_is_cut_at_its_limit() -> None:
     assert len(payload(frame)) == 5 + 4096
     with pytest.raises(errors.StartError):
         Client().receive(protocol.FAILED, payload(frame))
-    with pytest.raises(errors.ProtocolError, match="a failure that makes no sense"):
+    with pytest.raises(errors.ProtocolError, match="a failure of an unknown kind or length"):
         Client().receive(protocol.FAILED, payload(frame) + b"x")
 
 
@@ -239,7 +239,7 @@ def test_a_failure_may_be_about_nothing() -> None:
 
 @pytest.mark.parametrize("bad", [b"", b"\0\0\0\0", bytes((len(protocol.KINDS), 0, 0, 0, 0))])
 def test_a_failure_that_makes_no_sense(bad: bytes) -> None:
-    with pytest.raises(errors.ProtocolError, match="a failure that makes no sense"):
+    with pytest.raises(errors.ProtocolError, match="a failure of an unknown kind or length"):
         Client().receive(protocol.FAILED, bad)
 
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -44,7 +45,7 @@ class Exec:
     environment: dict[str, str]
 
 
-class Way:
+class Way(ABC):
     """A way into the guest.
 
     `any_bytes` is whether words arrive as they are, `signals` whether a command that a signal ends has 128+n,
@@ -59,9 +60,9 @@ class Way:
         """Return why this way does not work on this machine; an empty string if it does."""
         return ""
 
+    @abstractmethod
     def ready(self, folder: Path) -> AbstractContextManager[Exec]:
         """Set up everything below `folder`, which is there, and take it down at the end."""
-        raise NotImplementedError
 
 
 class Floor(Way):

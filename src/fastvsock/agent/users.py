@@ -18,7 +18,7 @@ class User:
 
 
 class UnknownNameError(Exception):
-    """There is no such ``user`` or ``group``: the two arguments are which of them, and its name."""
+    """An unknown user or group: the arguments are ``user`` or ``group``, and its name."""
 
 
 def find(wanted: bytes, groups: "list[bytes] | None") -> User:

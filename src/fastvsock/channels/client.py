@@ -155,7 +155,7 @@ def _cannot(what: str, stream: int, number: int) -> errors.StreamError:
 class Command:
     """A command in the guest, served by `run` until it has ended: `files` are our ends of its three streams.
 
-    An element of `files` that is None is a stream that is not there: an empty stdin, or output that goes nowhere.
+    An element of `files` that is None is a missing stream: an empty stdin, or output that goes nowhere.
     """
 
     def __init__(self, channel: Channel, files: "tuple[int | None, int | None, int | None]") -> None:

@@ -251,7 +251,7 @@ class Client:
 
 def _failure(payload: bytes) -> errors.StartError:
     if not 5 <= len(payload) <= 5 + MAX_SUBJECT or payload[0] >= len(KINDS):
-        raise ValueError("a failure that makes no sense")
+        raise ValueError("a failure of an unknown kind or length")
     number = int.from_bytes(payload[1:5], "big")
     subject = os.fsdecode(payload[5:])
     return errors.start_error(KINDS[payload[0]], number if number in errno.errorcode else 0, subject)

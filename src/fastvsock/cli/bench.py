@@ -110,10 +110,10 @@ def report(found: list[dict[str, dict[str, Sample]]], uds: str | None) -> str:
         both = {engine: [samples[way][engine] for samples in found] for engine in sampling.ENGINES}
         for engine, samples in both.items():
             used = "/".join(sorted({sample.engine for sample in samples}))
-            told = engine if used == engine else f"{engine} ({used})"
+            name = engine if used == engine else f"{engine} ({used})"
             rate = median(sample.rate for sample in samples) / GIB
             cost = median(sample.cost for sample in samples) * GIB
-            lines.append(f"{way:6}{told:14}{rate:8.2f}{cost:12.3f}")
+            lines.append(f"{way:6}{name:14}{rate:8.2f}{cost:12.3f}")
         pairs = list(zip(both["splice"], both["copy"], strict=True))
         faster = _ratio(ours.rate / theirs.rate for ours, theirs in pairs)
         cheaper = _ratio(ours.cost / theirs.cost for ours, theirs in pairs if theirs.cpu)

@@ -221,7 +221,7 @@ class Printer(Report):
         self._tell("skipped", path)
 
     def failed(self, path: bytes, kind: int, number: int) -> None:
-        """An entry is not there."""
+        """An entry has not been copied."""
         self.failures += 1
         reason = entries.describe(kind, number)
         if self._line:
