@@ -18,6 +18,7 @@ $b mount --move /proc /new/proc
 $b mount --move /sys /new/sys
 $b mount --move /dev /new/dev
 $b mkdir -p /new/dev/pts /new/dev/shm
+$b ln -s /proc/self/fd /new/dev/fd  # for bash's <(...)
 $b mount -t devpts -o mode=620,ptmxmode=666 devpts /new/dev/pts
 $b mount -t tmpfs shm /new/dev/shm
 $b mount -t tmpfs run /new/run
