@@ -249,7 +249,11 @@ class Relay:
         self._guest_is_silent = True
         self._end_output()
         if not self._up_is_over:
-            has_closed(self._sock.fileno(), self._down_woken, self._engine)
+            self._await_close()
+
+    def _await_close(self) -> None:
+        """Wait until a guest that has half-closed closes, or until the relay is woken."""
+        has_closed(self._sock.fileno(), self._down_woken, self._engine)
 
     def _is_near_end_gone(self, end: int, error: int) -> bool:
         """Whether up ended in a way that leaves nobody to read an answer, or that shows wrong use."""

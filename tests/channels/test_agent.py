@@ -11,7 +11,8 @@ import subprocess
 import termios
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ import pytest
 import fastvsock
 from fastvsock.channels import protocol
 from fastvsock.channels.protocol import EXEC, Request
-from fastvsock.engines import frames
+from fastvsock.engines import frames, has_closed
 from support import HANG, descriptors, started
 from support.bad_frames import BAD
 from support.channels import LIBC_SIGNALS, Guest, Peer, agent_on, ask, dial_agent, exec_in, umbrella, within
@@ -346,6 +347,41 @@ def test_a_forward_joins_a_port_to_tcp_inside_the_guest(engine: str, tmp_path: P
                 near.close()
                 assert receive(host) == data[:100_000]
             assert run_by_hand(guest, b"/bin/echo", b"well") == (b"well\n", 0)
+
+
+@contextmanager
+def forwarded(folder: Path, engine: str) -> Iterator[tuple[socket.socket, socket.socket]]:
+    """The two ends of a connection through a forward: the host's, and the server's inside the guest."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        forward = f"22=127.0.0.1:{server.getsockname()[1]}"
+        with (
+            agent_on(folder / "agent.sock", "--forward", forward, engine=engine) as guest,
+            fastvsock.connect(guest.uds, 22) as host,
+        ):
+            host.settimeout(HANG)
+            near, _ = server.accept()
+            with near:
+                yield host, near
+
+
+def test_a_server_that_closes_closes_the_whole_forward_since_a_vmm_hides_half_closes(
+    engine: str, tmp_path: Path
+) -> None:
+    with forwarded(tmp_path, engine) as (host, near):
+        near.sendall(b"bye")
+        near.close()
+        assert receive(host) == b"bye"
+        assert within(HANG, lambda: has_closed(host.fileno()))
+
+
+def test_a_server_that_half_closes_still_gets_what_the_host_sends(engine: str, tmp_path: Path) -> None:
+    with forwarded(tmp_path, engine) as (host, near):
+        near.shutdown(socket.SHUT_WR)
+        assert receive(host) == b""
+        host.sendall(b"more")
+        assert receive(near, 4) == b"more"
+        near.close()
+        assert within(HANG, lambda: has_closed(host.fileno()))
 
 
 def test_a_forward_that_nobody_answers_is_a_line(engine: str, tmp_path: Path) -> None:

@@ -2,14 +2,17 @@
 
 It needs no channel and no client of ours: what connects is whatever the host runs, ssh for instance. The relay's socket
 is the TCP one, so what ends a relay is the server's end: the vsock connection is closed then, whole, because a VMM may
-hide a half-close from the host. The host's end is half-closed towards the server, once nothing moves any more.
+hide a half-close from the host. The host's end is half-closed towards the server, once nothing moves any more. A TCP
+server sends the same when it closes as when it half-closes; the kernel knows which, if the server is in the same guest.
 """
 
 import errno
 import socket
+from select import POLLIN, poll
 from time import monotonic, sleep
 
 from .. import errors
+from ..host.sock_diag import is_closed
 from ..relaying import Relay
 
 TYPE_CHECKING = False
@@ -19,7 +22,21 @@ if TYPE_CHECKING:
 WAIT = 10.0  # seconds in which a server may begin to listen
 PAUSE = 0.1  # seconds between two attempts
 TIMEOUT = 10.0  # seconds for an attempt
+LOOK_FIRST, LOOK_LAST = 10, 1000  # milliseconds between two looks at a server that sends no more, doubling
 NOT_YET = (errno.ECONNREFUSED, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL)
+
+
+class ServerRelay(Relay):
+    """A relay whose socket is a TCP server's."""
+
+    def _await_close(self) -> None:
+        assert isinstance(self._sock, socket.socket)
+        poller = poll()
+        poller.register(self._sock.fileno(), 0)  # POLLHUP
+        poller.register(self._down_woken, POLLIN)
+        pause = LOOK_FIRST
+        while not is_closed(self._sock) and not poller.poll(pause):
+            pause = min(2 * pause, LOOK_LAST)
 
 
 class Forward:
@@ -39,7 +56,7 @@ class Forward:
             with near:
                 near.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 sock.setblocking(False)
-                relay = Relay(near, sock.fileno(), sock.fileno(), engine=self._engine)
+                relay = ServerRelay(near, sock.fileno(), sock.fileno(), engine=self._engine)
                 try:
                     relay.run()
                 finally:
