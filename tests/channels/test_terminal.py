@@ -4,6 +4,7 @@ import fcntl
 import os
 import signal
 import struct
+import subprocess
 import termios
 import uuid
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from contextlib import contextmanager
 import pytest
 
 from support import HANG, Child, Listener, started, write_all
-from support.channels import Guest, exec_command, exec_in, processes_with, within
+from support.channels import Guest, exec_command, exec_in, executing, processes_with, within
 
 
 class Terminal:
@@ -82,6 +83,14 @@ def test_what_is_typed_arrives_and_comes_back(guest: Guest, engine: str) -> None
         tty.expect(b"hello\r\nhello\r\n")
         tty.type(b"\x04")
         assert tty.child.wait(HANG) == 0
+
+
+@pytest.mark.parametrize("options", [["-t"], ["-t", "-i"]])
+def test_a_reader_that_leaves_hangs_up_the_terminal(guest: Guest, engine: str, options: list[str]) -> None:
+    with executing(guest, "yes", options=options, engine=engine, stdin=subprocess.PIPE) as child:
+        assert child.stdout.readline() == b"y\r\n"
+        child.stdout.close()
+        assert child.wait(HANG) == 128 + signal.SIGHUP
 
 
 def test_ctrl_c_goes_to_the_command(guest: Guest, engine: str) -> None:

@@ -376,6 +376,8 @@ class Execution(Work):
                 self._exchange.end(stream)
             elif event in (exchange.TARGET_LOST, exchange.STOPPED) and not terminal:
                 self._close(stream)
+            elif event == exchange.STOPPED:
+                self._hang_up()
             elif event == exchange.TIMEOUT:
                 self._exchange.end(STDOUT)
                 self._sending.clear()
@@ -390,11 +392,18 @@ class Execution(Work):
         if not terminal:
             self._close(STDIN)
             return
-        control = termios.tcgetattr(self._files[STDOUT])[6]
         try:
+            control = termios.tcgetattr(self._files[STDOUT])[6]
             os.write(self._files[STDOUT], bytes(control[termios.VEOF]))
-        except OSError:
-            pass  # nobody reads it
+        except (OSError, termios.error):
+            pass  # nobody reads it, or it was hung up
+
+    def _hang_up(self) -> None:
+        """Close our side of the terminal: its processes get SIGHUP. The number stays for stdin, and leads nowhere."""
+        read_end, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        os.close(read_end)
+        os.dup2(write_end, self._files[STDOUT], inheritable=False)
+        os.close(write_end)
 
     def _obey(self, child: Child, kind: int, numbers: tuple[int, int]) -> None:
         if kind == protocol.SIGNAL:
