@@ -22,7 +22,7 @@ from fastvsock.cli import agent as command
 command.parse([])
 agent = work.Agent(server.prepare_process())
 listener = _socket.socket(_socket.AF_UNIX)
-listener.bind(sys.argv[2])
+listener.bind(sys.argv[1])
 listener.listen()
 listener.setblocking(False)
 server.Server(agent, {listener: agent.serve}, frozenset({server.HOST})).run()
@@ -38,7 +38,7 @@ def agent(probe: Path, tmp_path: Path) -> Iterator[tuple[Path, int]]:
         for piece in iter(lambda: source.read(1 << 16), b""):
             copy.write(piece)
     program.chmod(0o755)
-    with started([str(program), AGENT, str(uds)], stdin=subprocess.DEVNULL) as child:
+    with started([str(program), str(uds), AGENT], stdin=subprocess.DEVNULL) as child:
         assert within(HANG, lambda: uds.is_socket())
         yield uds, child.pid
         child.terminate()
