@@ -126,6 +126,15 @@ def test_a_port_that_nobody_listens_on_is_one_line(guest: Guest, engine: str) ->
     assert said.count("\n") == 1
 
 
+def test_one_connection_that_fails_is_status_1(guest: Guest, engine: str) -> None:
+    with started(service_command("forward", "--once", guest.uds, ":1", engine=engine)) as child:
+        running = Running(child, child.stdout.readline().decode().split()[-1])
+        with connect(running.address) as sock:
+            assert receive(sock) == b""
+        status, said = running.outcome()
+    assert (status, said.count("\n")) == (1, 1)
+
+
 @pytest.mark.parametrize("kind", ["tcp", "unix"])
 def test_a_client_that_goes_is_gone_in_the_guest_too(
     guest: Guest, engine: str, server: Server, port: int, kind: str, tmp_path: Path

@@ -138,8 +138,10 @@ class ToAddress:
         near = connection.sock
         try:
             channel = retry_on_shortage(partial(self._dial, self._addresses[_key(near)]), self._terms.timeout)
-        except (errors.FastvsockError, OSError):
+        except (errors.FastvsockError, OSError) as error:
             _turn_away(connection, self._terms)
+            if isinstance(error, errors.FastvsockError):
+                error.exit_code = 1  # those of `exec` leave room for its command's: here none is run
             raise
         near.setblocking(False)
         with closing(near), closing(channel):
