@@ -53,7 +53,7 @@ def _fill(number: int) -> None:
 
 
 def write_line(fd: int, text: str) -> None:
-    """Write a line to the descriptor `fd`, and close it unless it is one of the standard three. Raises `UsageError`."""
+    """Write a line to the descriptor `fd`, and close it unless it is one of the first three. Raises `StreamError`."""
     try:
         os.write(fd, f"{text}\n".encode(errors="surrogateescape"))
         if fd > 2:
@@ -63,4 +63,5 @@ def write_line(fd: int, text: str) -> None:
     except OSError as error:
         if fd == 1 and error.errno == errno.EBADF:
             return  # it was closed: see fill_closed()
-        raise errors.UsageError(f"cannot announce the address on descriptor {fd}: {error.strerror}") from None
+        where = "write the output" if fd == 1 else f"write to descriptor {fd}"
+        raise errors.StreamError(f"cannot {where}: {error.strerror}", error.errno or 0) from None

@@ -36,6 +36,29 @@ def test_an_emulator_that_cannot_announce_itself_ends(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["agent", "forward", "listen", "proxy"])
+def test_a_service_that_cannot_announce_itself_ends(name: str, tmp_path: Path) -> None:
+    uds = str(tmp_path / "v.sock")
+    arguments = {
+        "agent": ["--listen", f"unix:{uds}"],
+        "forward": [uds, ":22"],
+        "listen": ["--tcp", "127.0.0.1:9", uds, "7"],
+        "proxy": [uds, "7"],
+    }
+    with open("/dev/full", "wb") as full:
+        done = run(name, *arguments[name], stdout=full)
+    assert (done.returncode, done.stderr) == (1, b"fastvsock: cannot write the output: No space left on device\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_ready_descriptor_that_is_full_is_a_failure_and_not_wrong_usage(tmp_path: Path) -> None:
+    with open("/dev/full", "wb") as full:
+        number = str(full.fileno())
+        done = run("proxy", "--ready-fd", number, str(tmp_path / "v.sock"), "7", pass_fds=[full.fileno()])
+    assert done.returncode == 1
+    assert done.stderr.decode() == f"fastvsock: cannot write to descriptor {number}: No space left on device\n"
+
+
 @pytest.mark.parametrize("closed", [">&-", "<&- >&-", "<&- >&- 2>&-"])
 @pytest.mark.parametrize("arguments", [*PRINTING, *HELPS], ids=" ".join)
 def test_a_closed_stdout_is_no_failure(arguments: list[str], closed: str) -> None:
