@@ -90,6 +90,17 @@ def test_a_reader_that_has_gone_is_no_failure(arguments: list[str]) -> None:
     assert (done.returncode, done.stderr) == (usual, b"")
 
 
+@pytest.mark.parametrize(
+    "words", [["doctor", "{}/none"], ["doctor", "--json", "{}/none"], ["runcvm", "check", "--root", "{}/none"]]
+)
+def test_a_failed_check_stays_one_though_its_reader_has_gone(words: list[str], tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = run(*(word.format(tmp_path) for word in words), stdout=writing)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
 def test_a_failure_is_told_though_nobody_reads_what_was_printed_before() -> None:
     reading, writing = os.pipe()
     os.close(reading)

@@ -55,7 +55,15 @@ def socket_of(options: argparse.Namespace) -> str | None:
 
 
 def report(findings: "Sequence[Finding]", options: argparse.Namespace) -> int:
-    """Print the findings and return the exit status."""
+    """Print the findings and return the exit status, which stays the same where the reader has read enough."""
+    try:
+        _print(findings, options)
+    except BrokenPipeError:
+        pass
+    return 1 if any(finding.state == "failed" for finding in findings) else 0
+
+
+def _print(findings: "Sequence[Finding]", options: argparse.Namespace) -> None:
     if options.json:
         put(json.dumps([vars(finding) for finding in findings], indent=2) + "\n")
     else:
@@ -63,7 +71,6 @@ def report(findings: "Sequence[Finding]", options: argparse.Namespace) -> int:
         for finding in findings:
             advice = f"{'':7}  {'':{width}}  -> {finding.advice}\n" if finding.advice else ""
             put(f"{finding.state:7}  {finding.check:{width}}  {finding.text}\n{advice}")
-    return 1 if any(finding.state == "failed" for finding in findings) else 0
 
 
 def put(text: str) -> None:
