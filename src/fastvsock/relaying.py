@@ -28,6 +28,7 @@ from time import monotonic
 
 from . import errors
 from .engines import EOF, IDLE, SOURCE, STOPPED, TARGET, Pump, has_closed, queues
+from .stdio import open_null
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -404,7 +405,7 @@ def end_output(fd: int) -> None:
     """Let the reader of `fd` read an end of file, while the number stays taken: the relay still has it."""
     if stat.S_ISSOCK(os.fstat(fd).st_mode):
         return half_close(fd)  # closing it would do nothing where another descriptor is the same socket
-    null = os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC)
+    null = open_null(write=True)
     os.dup2(null, fd, inheritable=False)
     os.close(null)
 

@@ -36,20 +36,24 @@ def fill_closed() -> "list[int]":
         try:
             os.fstat(number)
         except OSError:
-            _fill(number)
+            open_null(write=number == 2)
             closed.append(number)
     return closed
 
 
-def _fill(number: int) -> None:
-    """Open something as the descriptor `number`, which is the lowest that is free."""
+def open_null(*, write: bool = False) -> int:
+    """Open /dev/null, as the lowest descriptor that is free, and not inheritable.
+
+    In a root without /dev it is the end of a pipe whose other end is closed: reading ends at once, writing is EPIPE.
+    """
     try:
-        os.open("/dev/null", os.O_RDONLY if number < 2 else os.O_WRONLY)
-    except FileNotFoundError:  # a root with little in it: an end of a pipe whose other end is closed does as well
-        _, writing = os.pipe()  # the other end is `number`
-        if number == 2:
-            os.dup2(writing, number, inheritable=False)
-        os.close(writing)
+        return os.open("/dev/null", os.O_WRONLY if write else os.O_RDONLY)
+    except FileNotFoundError:
+        reading, writing = os.pipe()
+    if write:
+        os.dup2(writing, reading, inheritable=False)
+    os.close(writing)
+    return reading
 
 
 def write_line(fd: int, text: str) -> None:

@@ -44,6 +44,16 @@ def test_a_libc_that_has_no_version_to_ask_for_is_found_where_it_is_loaded(monke
     assert machine._libc() == "musl"
 
 
+def test_a_libc_that_cannot_be_found_out_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*arguments: object) -> str:
+        raise FileNotFoundError(2, "No such file or directory", "/proc/self/maps")
+
+    monkeypatch.setattr(os, "confstr", missing)
+    monkeypatch.setattr(Path, "read_text", missing)
+    found = findings()["system"]
+    assert (found["state"], found["text"].rpartition(", ")[2]) == ("ok", "an unknown libc")
+
+
 def test_the_limits_of_pipes_are_those_of_the_kernel() -> None:
     text = findings()["pipes"]["text"]
     for name in ("pipe-max-size", "pipe-user-pages-soft", "pipe-user-pages-hard"):

@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -13,6 +14,19 @@ from fastvsock.emulator import VMMS, Emulator
 from fastvsock.errors import EmulatorError
 from support import HANG, called, started
 from support.guests import SOON, accepted, connect, dial, drain, is_silent, receive
+
+# The umbrella command where /dev holds nothing, as in a root that holds one static binary.
+WITHOUT_NULL = """
+import os
+usual = os.open
+def open(path, *rest, **more):
+    if path == "/dev/null":
+        raise FileNotFoundError(2, "No such file or directory", path)
+    return usual(path, *rest, **more)
+os.open = open
+from fastvsock import cli
+cli.main()
+"""
 
 
 def command(*arguments: str) -> list[str]:
@@ -52,6 +66,18 @@ def test_when_its_terminal_goes_the_command_takes_its_children_along(tmp_path: P
             child.send_signal(signal.SIGHUP)
             assert child.wait(HANG) == 129
     assert not Path(f"/proc/{number}").exists()
+
+
+def test_its_agent_works_where_there_is_no_dev_null(tmp_path: Path) -> None:
+    uds = str(tmp_path / "v.sock")
+    with started([sys.executable, "-c", WITHOUT_NULL, "emulate", "--agent", uds]) as child:
+        assert "721 unix" in ready_line(child), child.stderr.read()
+        words = ["exec", uds, "--", "sh", "-c", "cat; echo said; exit 3"]
+        done = subprocess.run([*called("fastvsock"), *words], capture_output=True, timeout=HANG, check=False)
+        assert (done.returncode, done.stdout, done.stderr) == (3, b"said\n", b"")
+        child.terminate()
+        assert child.wait(HANG) == 143
+        assert child.stderr.read() == b""
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])

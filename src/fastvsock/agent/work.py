@@ -19,6 +19,7 @@ from ..channels.protocol import DOWN, STDERR, STDIN, STDOUT, UP, Request
 from ..engines import exchange
 from ..engines.exchange import Exchange, splices_well
 from ..engines.frames import HEADER
+from ..stdio import open_null
 from .processes import Child, Children
 from .spawn import DEFAULT_PATH, Command, SpawnError, spawn
 
@@ -324,7 +325,7 @@ class Execution(Work):
                 its_in, ours = self._pipe(theirs, write=True)
                 self._files[STDIN] = ours
             else:
-                its_in = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+                its_in = open_null()
                 theirs.callback(os.close, its_in)
             files = [its_in]
             for stream in STDOUT, STDERR:

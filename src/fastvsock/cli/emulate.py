@@ -89,7 +89,7 @@ def _agent() -> Iterator[str]:
         pid = os.fork()
         if not pid:
             os.close(is_ready)
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what it announces is for us alone
+            os.close(1)  # what it announces is for us alone; its fill_closed() takes the number
             os.setpgid(0, 0)  # a terminal's SIGINT is the emulator's to hand on
             os._exit(agent.main(["--listen", f"unix:{path}", "--ready-fd", str(ready)]))
         try:

@@ -78,7 +78,11 @@ def _libc() -> str:
     try:
         return os.confstr("CS_GNU_LIBC_VERSION") or "an unknown libc"
     except (OSError, ValueError):  # a name of glibc alone
+        pass
+    try:
         return "musl" if "/ld-musl-" in Path("/proc/self/maps").read_text() else "an unknown libc"
+    except OSError:  # no /proc
+        return "an unknown libc"
 
 
 def _pipes() -> Finding:
