@@ -180,10 +180,21 @@ def test_an_end_with_open_connections_says_so(guest: Guest, engine: str, port: i
 
 
 @pytest.mark.parametrize(
-    "forward", ["x", "1:x", "1:0", "1:65536", "1.2.3.4:1:2", "nope:1:2", "1:unix:", "unix::1", "a:b:c:1", ""]
+    "forward", ["x", "1:x", "1:0", "1:65536", "99999:1", "nope:1:2", "1:unix:", "unix::1", "a:b:c:1", ""]
 )
-def test_a_forward_that_is_none_is_refused(guest: Guest, forward: str) -> None:
-    with started(umbrella("forward", guest.uds, forward)) as child:
+def test_a_forward_that_is_none_is_refused_by_its_name(guest: Guest, forward: str) -> None:
+    said = refusal(guest.uds, forward)
+    assert said.startswith(f"fastvsock: invalid FORWARD {forward!r}")
+    assert said.count("\n") == 1
+
+
+def test_a_forward_from_other_machines_takes_an_option(guest: Guest) -> None:
+    said = refusal(guest.uds, "1.2.3.4:1:2")
+    assert said.startswith("fastvsock: 1.2.3.4:1 is reachable from other machines")
+
+
+def refusal(*arguments: str) -> str:
+    """What the command says of its wrong usage."""
+    with started(umbrella("forward", *arguments)) as child:
         assert child.wait(HANG) == 2
-        said = child.stderr.read().decode()
-    assert said.startswith("fastvsock: ")
+        return child.stderr.read().decode()

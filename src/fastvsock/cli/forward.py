@@ -85,4 +85,4 @@ def parse(forward: str, *, remote: bool = False) -> tuple[addresses.Address, str
         local = f"{host or '127.0.0.1'}:{number or 0}"
     if there == "unix:":
         raise errors.UsageError(f"invalid FORWARD {forward!r}: the path is empty")
-    return addresses.parse(local, remote=remote), there
+    return addresses.parse(local, remote=remote, option=f"FORWARD {forward!r}, its local side"), there
