@@ -58,6 +58,13 @@ def path(text: str) -> str:
     return text
 
 
+def socket_path(text: str) -> str:
+    """The path of a Unix socket, or @NAME for an abstract one; neither is empty."""
+    if text == "@":
+        raise argparse.ArgumentTypeError("'@': expected PATH, or @NAME for an abstract socket")
+    return path(text)
+
+
 def mode(text: str) -> int:
     """Permissions, as three octal digits."""
     if len(text) < 5 and text.isascii() and text.isdigit() and not set(text) & {"8", "9"} and int(text, 8) < 0o1000:

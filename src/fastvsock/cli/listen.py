@@ -11,7 +11,7 @@ from ..services.handlers import ToCommand, ToSocket, ToStdio
 from ..services.lifecycle import Plan
 from ..services.limits import prepare_process
 from . import description
-from .arguments import path, split
+from .arguments import path, socket_path, split
 from .service import add_options, open_listeners, prepare_service, run_service, terms_of
 
 EPILOG = """\
@@ -43,13 +43,13 @@ def main(arguments: list[str]) -> int:
     where.add_argument("--tcp", metavar="HOST:PORT", help="join each connection to a TCP port")
     where.add_argument(
         "--unix",
-        type=path,
+        type=socket_path,
         metavar="PATH",
         help="join each connection to a Unix socket, which may be for streams or for datagrams; @NAME: an abstract one",
     )
     where.add_argument(
         "--unix-datagram",
-        type=path,
+        type=socket_path,
         metavar="PATH",
         help="deliver each connection as one message to a Unix datagram socket, such as $NOTIFY_SOCKET",
     )
