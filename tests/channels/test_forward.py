@@ -193,6 +193,13 @@ def test_a_forward_from_other_machines_takes_an_option(guest: Guest) -> None:
     assert said.startswith("fastvsock: 1.2.3.4:1 is reachable from other machines")
 
 
+def test_a_mode_takes_a_unix_socket_to_listen_on(guest: Guest, engine: str, port: int, tmp_path: Path) -> None:
+    assert "invalid --mode for 127.0.0.1:0: expected an address unix:PATH" in refusal("--mode", "644", guest.uds, ":1")
+    forwards = (f":{port}", f"unix:{tmp_path}/here:{port}")
+    with forwarding(guest, "--mode", "644", *forwards, engine=engine):
+        assert (tmp_path / "here").stat().st_mode & 0o777 == 0o644
+
+
 def refusal(*arguments: str) -> str:
     """What the command says of its wrong usage."""
     with started(umbrella("forward", *arguments)) as child:

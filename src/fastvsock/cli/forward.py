@@ -12,7 +12,7 @@ from ..services.lifecycle import Plan
 from ..services.limits import prepare_process
 from . import description
 from .arguments import Seconds, path
-from .service import add_options, prepare_service, run_service, terms_of
+from .service import add_options, check_mode, prepare_service, run_service, terms_of
 
 EPILOG = """\
 Each FORWARD is kubectl's LOCAL:PORT, PORT for the same number on both sides, or :PORT for a local port that the kernel
@@ -50,6 +50,7 @@ def main(arguments: list[str]) -> int:
 def run(options: argparse.Namespace) -> int:
     """Serve until the end and return the exit status. Raises `FastvsockError`."""
     forwards = [parse(forward, remote=options.allow_remote) for forward in options.forwards]
+    check_mode(options, [here for here, _ in forwards])
     agent_port = parse_port(options.port)
     life = prepare_service(options, False)
     prepare_process()

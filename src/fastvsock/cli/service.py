@@ -2,7 +2,7 @@
 
 import argparse
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from .. import errors
 from ..engines import ENGINES, choose
@@ -95,12 +95,16 @@ def open_listeners(options: argparse.Namespace, address: Callable[[], Address]) 
     if passed:
         return passed
     where = address()
-    if where.path:
-        if warning := addresses.path_warning(where.path):
-            log(warning)
-    elif options.mode is not None:
-        raise errors.UsageError(f"invalid --mode for {where}: expected an address unix:PATH")
+    if warning := addresses.path_warning(where.path):
+        log(warning)
+    check_mode(options, [where])
     return [listeners.open_listener(where, OWNER_ONLY if options.mode is None else options.mode)]
+
+
+def check_mode(options: argparse.Namespace, where: Sequence[Address]) -> None:
+    """Raise `UsageError` for a mode where no Unix socket is among the addresses to listen on."""
+    if options.mode is not None and not any(address.path for address in where):
+        raise errors.UsageError(f"invalid --mode for {where[0]}: expected an address unix:PATH")
 
 
 def run_service(
