@@ -18,6 +18,7 @@ offset. KEPT then stands for a file that is there, and `AS_IT_IS` for one whose 
 What the other end sends is checked before it is believed: here, and in receive.py.
 """
 
+import errno
 import os
 import stat
 import struct
@@ -39,6 +40,8 @@ MAX_MESSAGE = 1 << 18  # bytes: a small file, its attributes and its name
 MAX_DATA = 1 << 20  # bytes of a DATA frame
 MAX_XATTRS = 1 << 17  # bytes of all attributes of an entry: Linux has at most 64 KiB of values in most file systems
 MAX_SIZE = (1 << 63) - 1  # off_t
+FIRST_TIME, LAST_TIME = -(1 << 63), (1 << 63) - 1  # ns since 1970: from 1677 to 2262
+MAX_NAME = 255  # bytes of a name: NAME_MAX, which some file systems do not keep to
 MAX_LINKABLE = 1 << 20  # files with several names in one copy, each of which is remembered
 MAX_DEPTH = 1 << 12  # folders in one another
 AHEAD = 4096  # entries that may be under way without an answer
@@ -101,7 +104,12 @@ def parse_header(data: "bytes | memoryview", at: int = 0) -> tuple[int, int]:
 
 def is_name(name: bytes) -> bool:
     """Whether `name` is one that an entry of a folder can have."""
-    return 0 < len(name) <= 255 and name not in (b".", b"..") and b"/" not in name and b"\0" not in name
+    return 0 < len(name) <= MAX_NAME and name not in (b".", b"..") and b"/" not in name and b"\0" not in name
+
+
+def packable(time: int) -> int:
+    """A time in ns, or the nearest that an entry can have: file systems go on behind 2262, 64 bits of ns do not."""
+    return min(max(time, FIRST_TIME), LAST_TIME)
 
 
 class Entry:
@@ -129,17 +137,20 @@ class Entry:
     def of(cls, name: bytes, status: os.stat_result) -> "Entry":
         """The entry of a file with this status."""
         mode = stat.S_IMODE(status.st_mode)
-        return cls(name, mode, status.st_uid, status.st_gid, status.st_mtime_ns, status.st_size)
+        return cls(name, mode, status.st_uid, status.st_gid, packable(status.st_mtime_ns), status.st_size)
 
     def encode(self, kind: int) -> bytes:
-        """The frame."""
+        """The frame. Raises `Fault` where a number, or the length of the name, has no room in it."""
         attributes = b""
         if self.xattrs:
             self.flags |= WITH_XATTRS
             packed = b"".join(_packed(word) for pair in self.xattrs for word in pair)
             attributes = _packed(packed)
         name = self.name
-        head = _ENTRY.pack(self.flags, self.mode, self.uid, self.gid, self.mtime, self.size, len(name))
+        try:
+            head = _ENTRY.pack(self.flags, self.mode, self.uid, self.gid, self.mtime, self.size, len(name))
+        except struct.error:
+            raise Fault(READ, errno.EOVERFLOW) from None
         length = len(head) + len(name) + len(attributes) + len(self.rest)
         return b"".join((header(kind, length), head, name, attributes, self.rest))  # which copies the content once
 
@@ -187,7 +198,7 @@ def _pairs(data: bytes) -> "Iterator[tuple[bytes, bytes]]":
 
 def note(kind: int, number: int, name: bytes = b"") -> bytes:
     """The entry `name` of the folder that the walk is in, or the folder itself, could not be read."""
-    return frame(NOTE, _CLOSE.pack(kind, number) + name)
+    return frame(NOTE, _CLOSE.pack(kind, number) + name[:MAX_NAME])
 
 
 def close(kind: int = 0xFF, number: int = 0, digest: bytes = b"") -> bytes:

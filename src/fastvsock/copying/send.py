@@ -225,15 +225,14 @@ class Sender:
                 entry.rest = os.readlink(name, dir_fd=folder.fd)
             elif kind == entries.ENTER and self._options.xattrs:
                 entry.xattrs = _attributes(folder.fd)
-        except Fault as fault:
+            frame = entry.encode(kind)
+        except (Fault, OSError) as error:
+            fault = error if isinstance(error, Fault) else Fault(entries.READ, error.errno or 0)
             self._report_and_note(folder, name, fault)
-            return
-        except OSError as error:
-            self._report_and_note(folder, name, Fault(entries.READ, error.errno or 0))
             if kind != entries.ENTER:
                 return
-            entry = _entry(folder, name, status if isinstance(status, os.stat_result) else None)
-        self.wire.put(entry.encode(kind))
+            frame = _entry(folder, name, status if isinstance(status, os.stat_result) else None).encode(kind)
+        self.wire.put(frame)
         self.answers.expect(kind, folder, name, 0)
 
     def _report_and_note(self, folder: Folder, name: bytes, fault: Fault) -> None:

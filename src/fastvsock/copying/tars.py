@@ -124,6 +124,8 @@ class TarSender:
             raise Fault(entries.LEFT_OUT, 0)
 
     def _send_file(self, stream: tarfile.TarFile, member: tarfile.TarInfo, entry: Entry) -> None:
+        if entry.size > entries.MAX_SIZE:  # what follows cannot be found: tarfile would read on and on
+            raise tarfile.ReadError(f"{errors.printable(member.name)} has {entry.size} bytes")
         content = stream.extractfile(member)
         assert content
         entry.flags |= entries.LINKABLE
@@ -188,7 +190,7 @@ def _entry(name: bytes, member: tarfile.TarInfo) -> Entry:
     try:
         uid, gid = member.uid & 0xFFFFFFFF, member.gid & 0xFFFFFFFF
         time = Decimal(member.pax_headers.get("mtime", member.mtime))  # tarfile's own is a float, which is too short
-        mtime = min(max(int((time * 10**9).to_integral_value(ROUND_FLOOR)), -(1 << 63)), (1 << 63) - 1)
+        mtime = entries.packable(int((time * 10**9).to_integral_value(ROUND_FLOOR)))
         size = member.size if member.isreg() else 0
         return Entry(name, member.mode & 0o7777, uid, gid, mtime, size)
     except (ArithmeticError, ValueError):

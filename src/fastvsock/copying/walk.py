@@ -127,6 +127,9 @@ class Walk:
         entry: "os.DirEntry[str]",
         below: "list[tuple[Folder, os.stat_result | None]]",
     ) -> "Iterator[Found]":
+        if len(name) > entries.MAX_NAME:
+            yield entries.NOTE, folder, name, Fault(entries.READ, errno.ENAMETOOLONG)
+            return
         if not self._look and entry.is_file(follow_symlinks=False):
             yield entries.FILE, folder, name, None
             return

@@ -1,0 +1,101 @@
+"""Sources that are out of the ordinary: copied, or refused by name for a reason, and the rest is copied."""
+
+import errno
+import os
+import tarfile
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+
+from fastvsock.copying import entries
+from fastvsock.copying.entries import Entry, Fault
+from fastvsock.copying.folders import Folder, Shelf
+from fastvsock.copying.walk import Filter, Walk
+from support.channels import Guest
+from support.copying import copied, cp
+
+BOTH_WAYS = pytest.mark.parametrize("way", ["put", "get"])
+IN_2300 = 10_413_792_000  # seconds since 1970
+
+
+def words(way: str, *paths: Path | str) -> list[str]:
+    """Sources and a target as the command has them: the guest's have a colon."""
+    *sources, target = map(str, paths)
+    return [*sources, f":{target}"] if way == "put" else [*(f":{source}" for source in sources), target]
+
+
+@pytest.fixture
+def far(tmp_path: Path) -> Path:
+    """A folder, a file, a link and a FIFO of the year 2300, and a file of today."""
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    (tree / "file").write_bytes(b"content")
+    (tree / "large").write_bytes(bytes(100_000))
+    (tree / "link").symlink_to("file")
+    os.mkfifo(tree / "fifo")
+    for path in (tree / "file", tree / "large", tree / "link", tree / "fifo", tree):
+        os.utime(path, (IN_2300, IN_2300), follow_symlinks=False)
+    (tree / "today").write_bytes(b"today")
+    os.utime(tree, (IN_2300, IN_2300))
+    if tree.stat().st_mtime < IN_2300:
+        pytest.skip("a file system without the year 2300")
+    return tree
+
+
+@BOTH_WAYS
+@pytest.mark.parametrize("options", [[], ["--resume"], ["--checksum"]])
+def test_a_time_that_no_entry_can_have_becomes_the_last_one(
+    guest: Guest, engine: str, far: Path, tmp_path: Path, way: str, options: list[str]
+) -> None:
+    copied(guest, *options, *words(way, far, tmp_path / "there"), engine=engine)
+    there = tmp_path / "there"
+    assert sorted(os.listdir(there)) == ["fifo", "file", "large", "link", "today"]
+    for name in ("file", "large", "link", "fifo", "."):
+        assert (there / name).lstat().st_mtime_ns == entries.LAST_TIME
+    if "--resume" in options:
+        done = cp(guest, *options, "--stats", *words(way, f"{far}/.", there), engine=engine)
+        assert b" 3 skipped, 0 failed; 0 bytes" in done.stderr
+
+
+@BOTH_WAYS
+def test_a_time_that_no_entry_can_have_does_not_stop_a_rehearsal(
+    guest: Guest, engine: str, far: Path, tmp_path: Path, way: str
+) -> None:
+    done = copied(guest, "--dry-run", *words(way, far, tmp_path / "there"), engine=engine)
+    assert len(done.stdout.splitlines()) == 6
+
+
+def test_a_tar_stream_has_the_last_time_too(guest: Guest, engine: str, far: Path) -> None:
+    stream = copied(guest, f":{far}", "-", engine=engine).stdout
+    with tarfile.open(fileobj=BytesIO(stream)) as found:
+        assert found.getmember("tree/file").pax_headers["mtime"] == "9223372036.854775807"
+
+
+@pytest.mark.parametrize("entry", [Entry(b"f", size=-1), Entry(b"f", size=1 << 64), Entry(b"x" * 256)])
+def test_what_cannot_be_packed_is_the_fault_of_its_entry(entry: Entry) -> None:
+    with pytest.raises(Fault) as caught:
+        entry.encode(entries.FILE)
+    assert entries.describe(*caught.value.args) == "cannot read: Value too large for defined data type"
+
+
+def test_a_tar_member_of_an_impossible_size_is_named(guest: Guest, engine: str, tmp_path: Path) -> None:
+    info = tarfile.TarInfo("huge")
+    info.size = 1 << 64
+    stream = info.tobuf(tarfile.GNU_FORMAT)
+    (tmp_path / "into").mkdir()
+    done = cp(guest, "-", f":{tmp_path}/into", engine=engine, input=stream)
+    sentence = b"fastvsock: cannot read the tar stream: huge has 18446744073709551616 bytes\n"
+    assert (done.returncode, done.stderr) == (1, sentence)
+
+
+def test_a_name_that_is_too_long_for_an_entry_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tree" / "folder").mkdir(parents=True)
+    monkeypatch.setattr(entries, "MAX_NAME", 5)
+    shelf = Shelf(native=False)
+    fd = os.open(tmp_path, os.O_RDONLY)
+    walk = Walk(shelf, Filter([]), look=False).entry(Folder(shelf, b"", root=fd), b"tree", follow=False)
+    kinds = [(kind, name, getattr(status, "args", None)) for kind, _, name, status in walk]
+    os.close(fd)
+    assert kinds[1] == (entries.NOTE, b"folder", (entries.READ, errno.ENAMETOOLONG))
+    assert [kind for kind, _, _ in kinds] == [entries.ENTER, entries.NOTE, entries.LEAVE]
