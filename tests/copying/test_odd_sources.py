@@ -99,3 +99,36 @@ def test_a_name_that_is_too_long_for_an_entry_is_named(tmp_path: Path, monkeypat
     os.close(fd)
     assert kinds[1] == (entries.NOTE, b"folder", (entries.READ, errno.ENAMETOOLONG))
     assert [kind for kind, _, _ in kinds] == [entries.ENTER, entries.NOTE, entries.LEAVE]
+
+
+@BOTH_WAYS
+@pytest.mark.parametrize("options", [[], ["--resume"], ["--dry-run"]])
+def test_a_second_source_of_the_same_name_is_refused_by_name(
+    guest: Guest, engine: str, tmp_path: Path, way: str, options: list[str]
+) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name / "tree").mkdir(parents=True)
+        (tmp_path / name / "tree" / name).touch()
+        for path in (tmp_path / name / "x", tmp_path / name / "tree" / "x"):
+            path.write_text(name)
+    into = tmp_path / "into"
+    into.mkdir()
+    for sources in ([tmp_path / "a" / "x", tmp_path / "b" / "x"], [tmp_path / "a" / "tree", tmp_path / "b" / "tree"]):
+        done = cp(guest, *options, *words(way, *sources, into), engine=engine)
+        refused = sources[1] if sources[1].is_file() else sources[1] / "x"
+        reason = "not copied over the file of this name from another SOURCE: rename one, or copy it to another TARGET"
+        shown = f"{':' if way == 'get' else ''}{refused}"
+        assert (done.returncode, done.stderr.decode()) == (1, f"fastvsock: {shown}: {reason}\n")
+    if not options:
+        assert (into / "x").read_text() == (into / "tree" / "x").read_text() == "a"
+        assert sorted(os.listdir(into / "tree")) == ["a", "b", "x"]
+
+
+def test_what_two_folders_hold_is_not_copied_over_each_other(guest: Guest, engine: str, tmp_path: Path) -> None:
+    for name in ("a", "b", "into"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x").write_text(name)
+    done = cp(guest, f"{tmp_path}/a/.", f"{tmp_path}/b/.", f":{tmp_path}/into", engine=engine)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"fastvsock: {tmp_path}/b/./x: not copied over ".encode())
+    assert (tmp_path / "into" / "x").read_text() == "a"

@@ -61,8 +61,9 @@ FAULTS = (
     "the copy has another digest",
     "the file that it is another name of was not copied",
     "cannot be named so",
+    "not copied over the file of this name from another SOURCE: rename one, or copy it to another TARGET",
 )
-READ, WRITE, CREATE, SET, CHANGED, LEFT_OUT, FOLDER, DIFFERS, NO_LINK, NAME = range(len(FAULTS))
+READ, WRITE, CREATE, SET, CHANGED, LEFT_OUT, FOLDER, DIFFERS, NO_LINK, NAME, TWICE = range(len(FAULTS))
 
 _ENTRY = struct.Struct(">BIIIqQB")
 _CLOSE = struct.Struct(">BI")

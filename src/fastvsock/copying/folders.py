@@ -155,15 +155,19 @@ class Folder:
 
     def path(self, name: bytes = b"") -> bytes:
         """The path of `name` in this folder, from the root's name on."""
+        root, below = self.below_root(name)
+        if not (below and root.name):
+            return root.name or below or b"."
+        return root.name + below if root.name.endswith(b"/") else root.name + b"/" + below
+
+    def below_root(self, name: bytes = b"") -> "tuple[Folder, bytes]":
+        """The root, and the path of `name` in this folder from there on."""
         names = [name] if name else []
         folder = self
         while folder.parent is not None:
             names.append(folder.name)
             folder = folder.parent
-        below = b"/".join(reversed(names))
-        if not (below and folder.name):
-            return folder.name or below or b"."
-        return folder.name + below if folder.name.endswith(b"/") else folder.name + b"/" + below
+        return folder, b"/".join(reversed(names))
 
     def is_inside(self, identity: tuple[int, int]) -> bool:
         """Whether the folder with this device and inode is this one, or above it."""

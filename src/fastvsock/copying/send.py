@@ -106,6 +106,7 @@ class Sender:
         wire.on_frame = self.answers.take
         self._linked: dict[tuple[int, int], int] = {}
         self.content = 0
+        self._taken: set[bytes] | None = None  # where files are in the target, if two sources could have the same
         self._offset = 0  # in a file that the receiver has the beginning of
         self._total = 0  # bytes of content, once they are known and until they are said
 
@@ -115,6 +116,9 @@ class Sender:
             from .progress import measure  # few ask for it
 
             measure(sources, self._know_total).join(SOON)
+        names = [split_source(source)[1] for source in sources]
+        if len(names) > 1 and (b"" in names or len(set(names)) < len(names)):
+            self._taken = set()
         for number, (source, label) in enumerate(zip(sources, labels, strict=True)):
             self.wire.put(entries.pair(entries.SOURCE, number))
             self._send_source(source, label)
@@ -184,6 +188,14 @@ class Sender:
             self._keep(folder, name, status, flags)
         self._offset = 0
 
+    def _take_place(self, folder: Folder, name: bytes) -> None:
+        """Raises `Fault` where a file of another source has its place in the target, as cp(1) has it."""
+        if self._taken is not None:
+            _, place = folder.below_root(name)
+            if place in self._taken:
+                raise Fault(entries.TWICE, 0)
+            self._taken.add(place)
+
     def _is_same(self, folder: Folder, name: bytes, digest: bytes) -> bool:
         """Whether a file has the digest that the receiver's has, if digests are asked for."""
         if not self._options.checksum:
@@ -200,6 +212,11 @@ class Sender:
             os.close(fd)
 
     def _keep(self, folder: Folder, name: bytes, status: os.stat_result, flags: int) -> None:
+        try:
+            self._take_place(folder, name)
+        except Fault as fault:
+            self._report_and_note(folder, name, fault)
+            return
         entry = _entry(folder, name, status)
         entry.flags = flags
         if status.st_nlink > 1:
@@ -217,6 +234,8 @@ class Sender:
         try:
             if isinstance(status, Fault):
                 raise status
+            if kind not in (entries.ENTER, entries.LEAVE):
+                self._take_place(folder, name)
             if kind == entries.FILE:
                 self._send_file(folder, name, status)
                 return
