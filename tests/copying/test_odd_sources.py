@@ -132,3 +132,17 @@ def test_what_two_folders_hold_is_not_copied_over_each_other(guest: Guest, engin
     assert done.returncode == 1
     assert done.stderr.startswith(f"fastvsock: {tmp_path}/b/./x: not copied over ".encode())
     assert (tmp_path / "into" / "x").read_text() == "a"
+
+
+@pytest.mark.parametrize(
+    ("paths", "sentence"),
+    [
+        (["", ":/x"], "the path on this host is empty: give one such as ./srv"),
+        ([":/x", ""], "the path on this host is empty: give one such as ./srv"),
+        ([":", "x"], "the path in the guest is empty: give one such as :/srv"),
+        (["x", ":"], "the path in the guest is empty: give one such as :/srv"),
+    ],
+)
+def test_an_empty_path_is_said_to_be_where_it_is(guest: Guest, paths: list[str], sentence: str) -> None:
+    done = cp(guest, *paths)
+    assert (done.returncode, done.stderr.decode()) == (125, f"fastvsock: {sentence}\n")

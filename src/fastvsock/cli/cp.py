@@ -182,8 +182,10 @@ def _paths(sources: list[str], target: str) -> tuple[list[bytes], bytes, bool]:
         os.fsencode(word.removeprefix(":") if guest else word) for word, guest in zip(sources, in_guest, strict=True)
     ]
     where = os.fsencode(target if is_get else target.removeprefix(":"))
-    if b"" in words or not where:
-        raise errors.UsageError("the path in the guest is empty: give one such as :/srv")
+    for word, guest in [*zip(words, in_guest, strict=True), (where, not is_get)]:
+        if not word:
+            place, example = ("in the guest", ":/srv") if guest else ("on this host", "./srv")
+            raise errors.UsageError(f"the path {place} is empty: give one such as {example}")
     return words, where, is_get
 
 
