@@ -283,7 +283,10 @@ def test_folders_without_end_end(tmp_path: Path, engine: str) -> None:
 
 def test_a_temporary_name_cannot_be_sent(tmp_path: Path, engine: str) -> None:
     found = copy_from(tmp_path, *sent(folder(), small(b".fastvsock-0-0.part"), leave()), engine=engine)
-    assert found.stderr == "fastvsock: :/top/.fastvsock-0-0.part: cannot be named so\n"
+    reason = (
+        "its name, .fastvsock-*.part, is that of an unfinished copy: finish it with --resume, remove it, or rename it"
+    )
+    assert found.stderr == f"fastvsock: :/top/.fastvsock-0-0.part: {reason}\n"
 
 
 def put_by_hand(guest: Guest, target: Path, *frames: bytes) -> bytes:

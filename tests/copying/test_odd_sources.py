@@ -2,6 +2,7 @@
 
 import errno
 import os
+import subprocess
 import tarfile
 from io import BytesIO
 from pathlib import Path
@@ -12,7 +13,8 @@ from fastvsock.copying import entries
 from fastvsock.copying.entries import Entry, Fault
 from fastvsock.copying.folders import Folder, Shelf
 from fastvsock.copying.walk import Filter, Walk
-from support.channels import Guest
+from support import HANG
+from support.channels import Guest, umbrella
 from support.copying import copied, cp
 
 BOTH_WAYS = pytest.mark.parametrize("way", ["put", "get"])
@@ -146,3 +148,18 @@ def test_what_two_folders_hold_is_not_copied_over_each_other(guest: Guest, engin
 def test_an_empty_path_is_said_to_be_where_it_is(guest: Guest, paths: list[str], sentence: str) -> None:
     done = cp(guest, *paths)
     assert (done.returncode, done.stderr.decode()) == (125, f"fastvsock: {sentence}\n")
+
+
+@BOTH_WAYS
+def test_what_an_unfinished_copy_has_left_is_refused_for_that_reason(
+    guest: Guest, engine: str, tmp_path: Path, way: str
+) -> None:
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree" / ".fastvsock-x.part").touch()
+    (tmp_path / "tree" / "x").touch()
+    done = cp(guest, *words(way, tmp_path / "tree", tmp_path / "there"), engine=engine)
+    assert done.returncode == 1
+    assert b"/tree/.fastvsock-x.part: its name, .fastvsock-*.part, is that of an unfinished copy: " in done.stderr
+    assert os.listdir(tmp_path / "there") == ["x"]
+    shown = subprocess.run(umbrella("cp", "--help"), capture_output=True, text=True, timeout=HANG, check=True).stdout
+    assert ".fastvsock-....part: --resume" in shown

@@ -29,6 +29,9 @@ SOURCE or TARGET is a tar stream on stdin or stdout, for the other is in the gue
 Modes and times are kept, and owners where the receiving side is root. A file appears under its name when it is whole.
 Devices and sockets are left out, and count as missing.
 
+A copy that is interrupted leaves the begun part of a large file beside its TARGET, as .fastvsock-....part: --resume
+goes on with it or removes it. A folder's files of such names are not copied, and count as missing.
+
 exit status: 0 everything is at TARGET; 1 something is not, each by name on stderr; 125 fastvsock itself failed, wrong
 usage included; 126 not as that USER.
 """

@@ -62,8 +62,9 @@ FAULTS = (
     "the file that it is another name of was not copied",
     "cannot be named so",
     "not copied over the file of this name from another SOURCE: rename one, or copy it to another TARGET",
+    "its name, .fastvsock-*.part, is that of an unfinished copy: finish it with --resume, remove it, or rename it",
 )
-READ, WRITE, CREATE, SET, CHANGED, LEFT_OUT, FOLDER, DIFFERS, NO_LINK, NAME, TWICE = range(len(FAULTS))
+READ, WRITE, CREATE, SET, CHANGED, LEFT_OUT, FOLDER, DIFFERS, NO_LINK, NAME, TWICE, UNFINISHED = range(len(FAULTS))
 
 _ENTRY = struct.Struct(">BIIIqQB")
 _CLOSE = struct.Struct(">BI")

@@ -155,7 +155,7 @@ class Tree:
             assert self.top is not None
             return folder, self.top
         if is_temporary(entry.name):
-            raise Fault(entries.NAME, 0)
+            raise Fault(entries.UNFINISHED, 0)
         return folder, entry.name
 
     def _place_file(self, entry: Entry) -> tuple[Folder, bytes]:
