@@ -163,3 +163,12 @@ def test_what_an_unfinished_copy_has_left_is_refused_for_that_reason(
     assert os.listdir(tmp_path / "there") == ["x"]
     shown = subprocess.run(umbrella("cp", "--help"), capture_output=True, text=True, timeout=HANG, check=True).stdout
     assert ".fastvsock-....part: --resume" in shown
+
+
+@BOTH_WAYS
+def test_a_target_folder_that_is_missing_is_named(guest: Guest, engine: str, tmp_path: Path, way: str) -> None:
+    (tmp_path / "r.sh").touch()
+    done = cp(guest, *words(way, tmp_path / "r.sh", f"{tmp_path}/new/"), engine=engine)
+    source, where = (tmp_path / "r.sh", " in the guest") if way == "put" else (f":{tmp_path}/r.sh", "")
+    sentence = f"fastvsock: {source}: cannot copy to {tmp_path}/new/{where}: No such file or directory\n"
+    assert (done.returncode, done.stderr.decode()) == (1, sentence)

@@ -115,7 +115,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 def run(options: argparse.Namespace) -> int:
     """Copy, print what becomes of it, and return the exit status. Raises `FastvsockError`."""
     sources, target, is_get = _paths(options.sources, options.target)
-    printer = Printer(options, sources if not is_get else [])
+    printer = Printer(options, sources if not is_get else [], _shown(target, in_guest=not is_get))
     copy = Copy(
         options.uds,
         _wanted(options, measure=is_get and _shows_progress(options)),
@@ -135,6 +135,10 @@ def run(options: argparse.Namespace) -> int:
         copy.close()
         printer.finish()
     return 1 if printer.failures else 0
+
+
+def _shown(target: bytes, *, in_guest: bool) -> str:
+    return errors.printable(os.fsdecode(target)) + (" in the guest" if in_guest else "")
 
 
 def _shows_progress(options: argparse.Namespace) -> bool:
@@ -195,7 +199,8 @@ def _paths(sources: list[str], target: str) -> tuple[list[bytes], bytes, bool]:
 class Printer(Report):
     """Prints what becomes of the entries, as the options ask for it."""
 
-    def __init__(self, options: argparse.Namespace, sources: list[bytes]) -> None:
+    def __init__(self, options: argparse.Namespace, sources: list[bytes], target: str) -> None:
+        self._target = target
         self._json, self._names, self._stats = options.json, options.dry_run and not options.json, options.stats
         self._started = monotonic()
         self.files = self.skips = self.failures = self.content = 0
@@ -228,7 +233,7 @@ class Printer(Report):
     def failed(self, path: bytes, kind: int, number: int) -> None:
         """An entry has not been copied."""
         self.failures += 1
-        reason = entries.describe(kind, number)
+        reason = entries.describe(kind, number, self._target)
         if self._line:
             self._line.clear()
         log(f"{errors.printable(os.fsdecode(path))}: {reason}")

@@ -63,8 +63,11 @@ FAULTS = (
     "cannot be named so",
     "not copied over the file of this name from another SOURCE: rename one, or copy it to another TARGET",
     "its name, .fastvsock-*.part, is that of an unfinished copy: finish it with --resume, remove it, or rename it",
+    "cannot copy to",
 )
-READ, WRITE, CREATE, SET, CHANGED, LEFT_OUT, FOLDER, DIFFERS, NO_LINK, NAME, TWICE, UNFINISHED = range(len(FAULTS))
+READ, WRITE, CREATE, SET, CHANGED, LEFT_OUT, FOLDER, DIFFERS, NO_LINK, NAME, TWICE, UNFINISHED, TARGET = range(
+    len(FAULTS)
+)
 
 _ENTRY = struct.Struct(">BIIIqQB")
 _CLOSE = struct.Struct(">BI")
@@ -78,9 +81,10 @@ class Fault(Exception):  # no error of the package: it is about one entry, and t
     """One entry is not there: the arguments are its kind, of `FAULTS`, and an errno or 0."""
 
 
-def describe(kind: int, number: int) -> str:
-    """A fault in words, without the name that it is about."""
-    return f"{FAULTS[kind]}: {os.strerror(number)}" if number else FAULTS[kind]
+def describe(kind: int, number: int, target: str = "the target") -> str:
+    """A fault in words, without the name that it is about. `target` is the folder that a `TARGET` fault is about."""
+    words = f"{FAULTS[kind]} {target}" if kind == TARGET else FAULTS[kind]
+    return f"{words}: {os.strerror(number)}" if number else words
 
 
 def frame(kind: int, payload: bytes = b"") -> bytes:

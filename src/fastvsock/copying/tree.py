@@ -163,7 +163,7 @@ class Tree:
             if self.top is None:
                 raise Fault(entries.CREATE, errno.ENOTDIR)
             if self._target.needs_folder:
-                raise Fault(entries.CREATE, errno.ENOENT)
+                raise Fault(entries.TARGET, errno.ENOENT)
         return self.place(entry)
 
     def enter(self, entry: Entry) -> None:
