@@ -99,7 +99,7 @@ def test_an_agent_that_is_killed_alone_leaves_the_copy_to_its_process(
         assert (copy.target / "large").read_bytes() == (source / "large").read_bytes()
 
 
-def test_an_agent_that_is_killed_with_its_copies_is_told_and_the_rest_is_resumed(
+def test_an_agent_that_is_killed_with_its_copies_is_reported_and_the_rest_is_resumed(
     tmp_path: Path, source: Path, engine: str
 ) -> None:
     with (

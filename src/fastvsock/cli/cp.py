@@ -269,7 +269,7 @@ class Printer(Report):
 
 
 def _print(line: str) -> None:
-    """Print it; a reader that has gone, `head` for instance, is no reason to end a copy."""
+    """Print it; a copy goes on when its reader has gone, `head` for instance."""
     try:
         print(line)
     except BrokenPipeError:

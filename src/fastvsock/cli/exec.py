@@ -56,8 +56,8 @@ options:
   --version              print the version
   -h, --help             print this help
 
-exit status: the command's, 128+n if signal n ended it; 127 there is no such
-command, 126 it cannot be run, or not as that user or in that directory; 125
+exit status: the command's, 128+n if signal n ended it; 127 the command was not
+found, 126 it cannot be run, or not as that user or in that directory; 125
 fastvsock itself failed, wrong usage included, explained on stderr in one line.
 """
 

@@ -27,7 +27,7 @@ environment:
 
 
 class Stdout(io.FileIO):
-    """Standard output, whose errors can be told from those of other files, and are raised only once."""
+    """Standard output, whose errors differ from those of other files, and are raised only once."""
 
     reader_left: BrokenPipeError | None = None
 
@@ -84,7 +84,7 @@ def run(arguments: list[str]) -> int:
     try:
         _flush()
     except OSError:
-        pass  # what went wrong first has been told
+        pass  # what went wrong first is on stderr already
     return status
 
 

@@ -8,8 +8,8 @@ stayed what it was. NOTE reports an entry that could not be read, and FINISH how
 with a terminal asks for, says between two entries how much content there will be.
 
 The receiver numbers the entries as they come, and answers with ACK (all up to this number are dealt with) and FAULT
-(this one is not there, for this reason). Nothing waits for an answer, except that the sender is at most `AHEAD` entries
-in front of the last ACK, so that it can keep their names.
+(this one was not copied, for this reason). Nothing waits for an answer, except that the sender is at most `AHEAD`
+entries in front of the last ACK, so that it can keep their names.
 
 Where files that are there already are to be left alone, the sender first offers a stretch of the walk (OFFER_ENTER,
 OFFER_FILE, OFFER_LEAVE), and a VERDICT for each file says what is missing: all of it, nothing, or what is behind an
