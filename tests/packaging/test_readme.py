@@ -1,4 +1,5 @@
-"""The README's examples, run as they stand there, with the installed commands, in an empty folder.
+"""The README's examples, run as they stand there, in an empty folder, with each program that a user may have: this
+environment's, that of the wheel in wheels/ in a new environment, and the static binary.
 
 A line of a ```console block that begins with "$ " is a command of one shell session that runs through the whole page;
 the lines under it are its output, stderr included, to the last byte. Where an output varies (a port, a list that is
@@ -10,7 +11,9 @@ import re
 import select
 import signal
 import subprocess
+import sys
 import time
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +22,8 @@ import pytest
 
 from support import HANG, ROOT
 from support.packages import SCRIPTS, run
+from wheels.common import is_release, version
+from wheels.static.package import COMMANDS, wheel_name
 
 README = (ROOT / "README.md").read_text()
 FOLDERS = (".github", "bench", "src", "tests", "wheels")
@@ -48,13 +53,13 @@ class Step:
 class Session:
     """A shell, and what has come from it and not been compared yet."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, programs: Path) -> None:
         commands, self._commands = os.pipe()
         usual = {name: value for name, value in os.environ.items() if not name.startswith("FASTVSOCK_")}
         self._shell = subprocess.Popen(
             ["bash", "-c", f"exec 3<&{commands} {commands}<&-; {SHELL}"],
             cwd=folder,
-            env={**usual, "PATH": f"{SCRIPTS}:{os.environ['PATH']}", "DONE": DONE},
+            env={**usual, "PATH": f"{programs}:{os.environ['PATH']}", "DONE": DONE},
             pass_fds=[commands],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -103,21 +108,52 @@ def steps() -> Iterator[Step]:
             yield step
 
 
+def shipped_wheel(folder: Path) -> Path:
+    """The commands of a new environment, into which pip has installed the wheel that it chooses from wheels/."""
+    assert run(sys.executable, "-m", "venv", folder).returncode == 0
+    installed = run(folder / "bin" / "pip", "install", "--no-index", "--find-links", ROOT / "wheels", "fastvsock")
+    assert installed.returncode == 0, installed.stdout
+    return folder / "bin"
+
+
+def shipped_binary(folder: Path) -> Path:
+    """A folder with the two commands from the static binary's wheel for this machine, and nothing else."""
+    folder.mkdir()
+    with zipfile.ZipFile(ROOT / "wheels" / wheel_name(os.uname().machine)) as archive:
+        for command in COMMANDS:
+            (name,) = [name for name in archive.namelist() if name.endswith(f"/scripts/{command}")]
+            (folder / command).write_bytes(archive.read(name))
+            (folder / command).chmod(0o755)
+    return folder
+
+
+PROGRAMS = {"environment": lambda folder: SCRIPTS, "wheel": shipped_wheel, "binary": shipped_binary}
+
+
+@pytest.fixture(params=PROGRAMS)
+def programs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the commands."""
+    if request.param != "environment" and not is_release():
+        pytest.skip(f"by design: {version()} is a development version, and wheels/ holds the last release")
+    return PROGRAMS[request.param](tmp_path_factory.mktemp("programs") / "here")
+
+
 @pytest.fixture
-def session(tmp_path: Path) -> Iterator[Session]:
-    shell = Session(tmp_path)
+def session(programs: Path, tmp_path: Path) -> Iterator[Session]:
+    shell = Session(tmp_path, programs)
     yield shell
     shell.close()
 
 
-def test_every_console_block_gives_the_output_that_it_shows(session: Session, tmp_path: Path) -> None:
+def test_every_example_gives_the_output_that_it_shows(session: Session, programs: Path, tmp_path: Path) -> None:
     todo = list(steps())
     assert len(todo) == README.count("\n$ ") >= 10, "a command stands outside of the console blocks"
     for step in todo:
         found = session.output(step)
         assert step.matches(found), f"$ {step.command}\ngives\n{found}\nand the README shows\n" + "\n".join(step.output)
-    for code in blocks("python"):  # against the same emulator
-        subprocess.run([SCRIPTS / "python", "-c", code], cwd=tmp_path, timeout=HANG, check=True)
+    if (programs / "python").exists():  # the binary has no Python
+        for code in blocks("python"):  # against the same emulator
+            subprocess.run([programs / "python", "-c", code], cwd=tmp_path, timeout=HANG, check=True)
 
 
 def test_few_blocks_are_not_run() -> None:
