@@ -24,7 +24,7 @@ from functools import partial
 from pathlib import Path
 
 import fastvsock
-from fastvsock import RelayResult, connect, engines, relay
+from fastvsock import Guest, RelayResult, connect, engines, relay
 
 SIZE = 8 << 20  # bytes a check moves
 HANG = 300.0  # seconds; qemu on a busy machine is slow
@@ -71,6 +71,7 @@ def _checks(python: str) -> Iterator[tuple[str, Callable[[], None]]]:
         yield f"no input is no end, {engine}", partial(no_input, engine)
         yield f"no reader ends it, {engine}", partial(no_reader, engine)
         yield f"the command, {engine}", partial(command, python, engine)
+        yield f"a guest's commands and files, {engine}", partial(channels, python, engine)
     yield "payload behind the handshake", handshake
 
 
@@ -85,7 +86,7 @@ def splice_is_chosen() -> None:
 
 def face() -> None:
     """What `import fastvsock` promises: each name is what it says, however often it is asked for."""
-    for name in ("connect", "open_connection", "relay") * 2:
+    for name in ("AsyncGuest", "Guest", "connect", "open_connection", "relay") * 2:
         if not callable(getattr(fastvsock, name)):
             raise Wrong(f"fastvsock.{name} is {getattr(fastvsock, name)!r}")
 
@@ -187,6 +188,30 @@ def command(python: str, engine: str) -> None:
         _join(guest)
     _equal((done.returncode, hashlib.sha256(done.stdout).hexdigest()), (0, hashlib.sha256(payload).hexdigest()))
     _equal(done.stderr.decode().count(f", {engine};"), 2)
+
+
+def channels(python: str, engine: str) -> None:
+    """A command, and a file there and back, through an agent, whose both ends use the engine."""
+    payload = os.urandom(SIZE)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for way in ("up", "down"):
+            (folder / way).mkdir()
+        uds, sent, received = folder / "agent.sock", folder / "sent", folder / "down" / "sent"
+        sent.write_bytes(payload)
+        words = [python, "-m", "fastvsock", "agent", "--engine", engine, "--listen", f"unix:{uds}"]
+        with subprocess.Popen(words, stdout=subprocess.PIPE) as agent:
+            if not agent.stdout or not agent.stdout.readline():
+                raise Wrong("the agent did not start")
+            try:
+                guest = Guest(uds, timeout=HANG, engine=engine)
+                done = guest.run(["sh", "-c", "cat; exit 3"], input=payload, capture_output=True, timeout=HANG)
+                guest.put(sent, folder / "up")
+                guest.get(folder / "up" / "sent", folder / "down")
+            finally:
+                agent.terminate()
+        _equal((done.returncode, done.stdout == payload, done.stderr), (3, True, b""))
+        _equal(received.read_bytes() == payload, True)
 
 
 class _Near:

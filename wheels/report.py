@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from wheels.common import HERE
+from wheels.verdict import WAITS
 
 HEAD = """\
 # The wheels of fastvsock {version}, validated
@@ -21,12 +22,20 @@ both ran within seconds, with the least and the most of them; above {limit} a wh
 is a real system call, and everything around it is emulated: the ratio means something there, the seconds do not, and
 are left out.
 """
+WAITED = """\
+## What a user waits for
+
+Medians of rounds in which the programs took turns, and of the ratios within a round. *Start*: runcvm-vsock-connect to
+the first byte from the guest; the interpreter to a byte of its own (beside a static binary it is this machine's).
+*Exec*: `true` in the guest by `fastvsock exec`, and by dbclient and dropbear where these are installed. A wheel is
+rejected above {start} and {exec}. An emulated program is not timed.
+"""
 RUNS = """\
 ## What ran
 
 The musl CPython 3.11.2 is Debian's source built with zig, on Debian's musl 1.2.3: a substitute for Alpine's own, on
 which the workflow `wheels` runs the same checks. Where pytest cannot run, the core check (core_check.py) speaks alone:
-each engine's echo, source and ends, and the command, compared by SHA-256.
+each engine's echo, source and ends, the command, and through an agent a command and files, compared by their bytes.
 """
 Wheel = dict[str, Any]
 
@@ -41,12 +50,16 @@ def markdown(report: dict[str, Any]) -> str:
     runs = [(_short(wheel), at["place"], at["core"], at["pytest"]) for wheel in wheels for at in wheel["runs"]]
     outside = [(_short(one), *(one["audits"].get(name, "") for name in audits), str(one["bytes"])) for one in wheels]
     columns = ("wheel", "place", "way", "ratio", "spread", "splice, CPU s/GiB", "copy, CPU s/GiB")
+    limits = {name: limit for name, (_, _, limit) in WAITS.items()}
+    waited = ("wheel", "place", "what", "ratio", "spread", "ours, ms", "the other, ms")
     parts = [
         HEAD.format(**facts, quick="; a quick run, which proves less" if report["quick"] else ""),
         _table(("wheel", "SHA-256", "verdict"), verdicts),
         *(f"- {_short(wheel)} is rejected: {_cell(reason)}\n" for wheel in wheels for reason in wheel["reasons"]),
         RATIOS.format(limit=report["limit"]),
         _table(columns, measures),
+        WAITED.format(**limits),
+        _table(waited, [row for wheel in wheels for row in _waits(wheel)]),
         RUNS,
         _table(("wheel", "place", "core check", "behaviour tests"), runs),
         "## Seen from outside\n",
@@ -79,6 +92,17 @@ def _measures(wheel: Wheel) -> list[tuple[str, ...]]:
             spread = f"{one['least']:.2f} to {one['most']:.2f}"
             seconds = ("emulated", "emulated") if at["emulated"] else (f"{one['splice']:.3f}", f"{one['copy']:.3f}")
             rows.append((_short(wheel), at["place"], way, f"{one['ratio']:.2f}", spread, *seconds))
+    return rows
+
+
+def _waits(wheel: Wheel) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = []
+    for at in wheel["runs"]:
+        for name, one in at.get("waits", {}).items():
+            ours, other, _ = WAITS[name]
+            spread = f"{one['least']:.2f} to {one['most']:.2f}"
+            times = (f"{one[ours]:.1f}", f"{one[other]:.1f}")
+            rows.append((_short(wheel), at["place"], f"{name} / {other}", f"{one['ratio']:.2f}", spread, *times))
     return rows
 
 

@@ -5,7 +5,8 @@ check-wheel-contents, twine, and our own list of what belongs into a wheel. Run 
 (places.py): an import proves little, since a musl Python imports a glibc wheel too, so the core of the behaviour tests
 moves bytes with both engines, and where pytest can run, the tests themselves do. Measured with pyperf: a splice engine
 that is missing, that falls back, or that does not clearly beat the copy engine beside it on CPU time, is no reason to
-ship a wheel. The two are compared within one run, a few seconds apart, and the median of those ratios counts.
+ship a wheel. The two are compared within one run, a few seconds apart, and the median of those ratios counts. Two more
+ratios are of what a user waits for: a start against the interpreter's, and exec against dbclient.
 
 A full run writes VALIDATION.json and, from it, VALIDATION.md.
 """
@@ -31,8 +32,8 @@ from wheels.places import Place
 from wheels.report import markdown
 from wheels.static import validate as binaries
 from wheels.static.build import MACHINES
-from wheels.static.package import platforms, wheel_name
-from wheels.verdict import FULL, LIMIT, QUICK, Pace, compare, failed, medians, reasons, text
+from wheels.static.package import COMMANDS, platforms, wheel_name
+from wheels.verdict import FULL, LIMIT, QUICK, Pace, compare, failed, medians, reasons, text, waits
 
 TESTS = (
     "tests/core/test_engines.py",
@@ -260,14 +261,14 @@ class Room:
 
     def commands(self) -> None:
         """The wheel's commands start."""
-        for name in ("fastvsock", "runcvm-vsock-connect"):
-            command = [self._installed / "bin" / name] if self.place.complete else [self.python, self._script(name)]
-            said = run([*command, "--version"], env=self.env, timeout=120)
+        for name in COMMANDS:
+            said = run([*self._words(name), "--version"], env=self.env, timeout=120)
             if said.strip() != f"{name} {version()}":
                 raise Failed(f"{name} --version says {said!r}")
 
-    def _script(self, name: str) -> Path:
-        return self._installed / "bin" / name
+    def _words(self, name: str) -> list[str]:
+        script = str(self._installed / "bin" / name)
+        return [script] if self.place.complete else [self.python, script]
 
     def pytest(self, quick: bool) -> str:
         """The behaviour tests against the installed wheel, away from the source."""
@@ -301,6 +302,12 @@ class Room:
             rounds.append(medians(result))
         return {way: compare(rounds, way) for way in ("up", "down")}
 
+    def waits(self, pace: Pace) -> dict[str, Any]:
+        """What a user waits for; nothing where the program is emulated."""
+        if self.place.emulated:
+            return {}
+        return waits({name: self._words(name) for name in COMMANDS} | {"interpreter": [self.python]}, pace, self.env)
+
 
 def _run_in(wheel: Path, target: Target, place: Place, quick: bool) -> dict[str, Any]:
     """What came of one wheel in one place. A step that fails keeps no other from being tried."""
@@ -313,6 +320,7 @@ def _run_in(wheel: Path, target: Target, place: Place, quick: bool) -> dict[str,
             room.add_tools()
             outcome["pytest"] = text(lambda: room.pytest(quick))
             outcome["ratios"] = room.measure(QUICK if quick else FULL)
+            outcome["waits"] = room.waits(QUICK if quick else FULL)
         except Failed as error:
             outcome["failure"] = failed(error)
     return outcome

@@ -7,21 +7,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wheels.common import ROOT, Failed, cache
+from wheels.common import PYTHON, ROOT, Failed, cache, environment, run
 
 LIMIT = 0.8  # CPU time of splice over that of copy: not above this, either way
+WAITS = {"start": ("program", "interpreter", 2.0), "exec": ("exec", "dbclient", 1.0)}  # time of one over the other's
 
 
 @dataclass(frozen=True)
 class Pace:
-    """How long to measure: rounds, and MiB a transfer, native and emulated."""
+    """How long to measure: rounds, and MiB a transfer, native and emulated; rounds of what a user waits for."""
 
     rounds: int
     native: int
     emulated: int
+    waits: int
 
 
-FULL, QUICK = Pace(5, 256, 32), Pace(3, 128, 16)
+FULL, QUICK = Pace(5, 256, 32, 21), Pace(3, 128, 16, 5)
 
 
 def reasons(audits: dict[str, str], runs: list[dict[str, Any]]) -> list[str]:
@@ -37,6 +39,10 @@ def reasons(audits: dict[str, str], runs: list[dict[str, Any]]) -> list[str]:
         for way, measure in one["ratios"].items():
             if measure["ratio"] > LIMIT:
                 found.append(f"{one['place']}: {way}, splice takes {measure['ratio']:.2f} of copy's CPU time")
+        for name, measure in one["waits"].items():
+            ours, other, limit = WAITS[name]
+            if measure["ratio"] > limit:
+                found.append(f"{one['place']}: {name}, {ours} takes {measure['ratio']:.2f} of {other}'s time")
     return found
 
 
@@ -61,12 +67,23 @@ def medians(result: Path) -> dict[str, float]:
 
 
 def compare(rounds: list[dict[str, float]], way: str) -> dict[str, float]:
-    """Splice over copy in each round, and the seconds of both."""
-    ratios = [one[f"{way}, splice"] / one[f"{way}, copy"] for one in rounds]
+    """Splice over copy in each round, and the CPU seconds a GiB of both."""
+    return _ratios([{name: one[f"{way}, {name}"] for name in ("splice", "copy")} for one in rounds], "splice", "copy")
+
+
+def waits(words: dict[str, list[str]], pace: Pace, env: dict[str, str] | None = None) -> dict[str, Any]:
+    """What a user waits for, in ms, by the commands that `words` starts (waits.py). Raises `Failed`."""
+    script, python = Path(__file__).with_name("waits.py"), environment("run", PYTHON)
+    said = run([python, script, f"--rounds={pace.waits}", json.dumps(words)], env=env, timeout=900)
+    return {name: _ratios(rounds, *WAITS[name][:2]) for name, rounds in json.loads(said).items()}
+
+
+def _ratios(rounds: list[dict[str, float]], ours: str, other: str) -> dict[str, float]:
+    ratios = [one[ours] / one[other] for one in rounds]
     return {
         "ratio": round(statistics.median(ratios), 3),
         "least": round(min(ratios), 3),
         "most": round(max(ratios), 3),
-        "splice": round(statistics.median(one[f"{way}, splice"] for one in rounds), 4),
-        "copy": round(statistics.median(one[f"{way}, copy"] for one in rounds), 4),
+        ours: round(statistics.median(one[ours] for one in rounds), 4),
+        other: round(statistics.median(one[other] for one in rounds), 4),
     }

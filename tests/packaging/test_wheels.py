@@ -8,20 +8,24 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from support import HANG
-from wheels import build, common, report, validate
+from support.packages import SCRIPTS
+from support.ssh import missing_for_guest
+from wheels import build, common, report, validate, verdict
 from wheels.common import HERE, ROOT, Failed, sha256, version
 from wheels.static import package
 from wheels.static import validate as static_validate
 from wheels.static.build import MACHINES
-from wheels.verdict import reasons
+from wheels.verdict import QUICK, reasons
 
 RATIOS = {way: {"ratio": 0.3, "least": 0.2, "most": 0.4, "splice": 0.1, "copy": 0.3} for way in ("up", "down")}
+WAITED = {"start": {"ratio": 1.3}, "exec": {"ratio": 0.5}}
 PLACE = "CPython 3.11.2, musl, native"
 CONNECT = f"fastvsock-{version()}.data/scripts/runcvm-vsock-connect"
 
@@ -37,7 +41,8 @@ def released() -> dict[str, str]:
 @pytest.fixture
 def outcome() -> dict[str, Any]:
     """What a run says of a wheel that is good."""
-    return {"place": PLACE, "emulated": False, "core": "14 checks", "pytest": "9 passed", "ratios": dict(RATIOS)}
+    ran = {"place": PLACE, "emulated": False, "core": "14 checks", "pytest": "9 passed"}
+    return ran | {"ratios": dict(RATIOS), "waits": dict(WAITED)}
 
 
 @pytest.fixture(scope="session")
@@ -167,6 +172,24 @@ def test_a_wheel_that_is_good_is_accepted(outcome: dict[str, Any]) -> None:
 def test_a_splice_engine_that_does_not_clearly_beat_copy_is_a_reason(outcome: dict[str, Any], way: str) -> None:
     outcome["ratios"][way] = outcome["ratios"][way] | {"ratio": 0.81}
     assert reasons({}, [outcome]) == [f"{PLACE}: {way}, splice takes 0.81 of copy's CPU time"]
+
+
+@pytest.mark.parametrize(
+    ("name", "told"), [("start", "program takes 2.01 of interpreter's"), ("exec", "exec takes 2.01 of dbclient's")]
+)
+def test_a_user_who_waits_too_long_is_a_reason(outcome: dict[str, Any], name: str, told: str) -> None:
+    outcome["waits"][name] = {"ratio": 2.01}
+    assert reasons({}, [outcome]) == [f"{PLACE}: {name}, {told} time"]
+
+
+def test_what_a_user_waits_for_is_measured_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verdict, "environment", lambda name, python: sys.executable)
+    words = {name: [str(SCRIPTS / name)] for name in package.COMMANDS} | {"interpreter": [sys.executable]}
+    found = verdict.waits(words, replace(QUICK, waits=1))
+    assert set(found) == ({"start"} if missing_for_guest() else {"start", "exec"})
+    assert found["start"]["ratio"] == pytest.approx(found["start"]["program"] / found["start"]["interpreter"], abs=0.01)
+    with pytest.raises(Failed, match="false wrote b''"):
+        verdict.waits(words | {"interpreter": ["false"]}, QUICK)
 
 
 @pytest.mark.parametrize("step", ["core", "pytest"])

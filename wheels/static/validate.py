@@ -23,7 +23,7 @@ from wheels import places
 from wheels.common import HERE as WHEELS
 from wheels.common import PYTHON, ROOT, Failed, cache, environment, run, say, sha256, version
 from wheels.static.package import COMMANDS, NAME, platforms, record_digest
-from wheels.verdict import FULL, QUICK, Pace, compare, failed, medians, reasons, text
+from wheels.verdict import FULL, QUICK, Pace, compare, failed, medians, reasons, text, waits
 
 LARGEST = 12_000_000  # bytes of the binary
 ELF_MACHINE = {"x86_64": 62, "aarch64": 183}  # e_machine: elf.h
@@ -44,7 +44,9 @@ def validate_one(wheel: Path, machine: str, quick: bool) -> dict[str, Any]:
         try:
             words = _installed(wheel, machine, Path(folder))
             outcome["core"] = text(partial(core, words))
-            outcome["ratios"] = _measure(words["runcvm-vsock-connect"], Path(folder), outcome["emulated"], quick)
+            pace = QUICK if quick else FULL
+            outcome["ratios"] = _measure(words["runcvm-vsock-connect"], Path(folder), outcome["emulated"], pace)
+            outcome["waits"] = {} if outcome["emulated"] else waits(words | {"interpreter": [PYTHON]}, pace)
         except Failed as error:
             outcome["failure"] = failed(error)
     return {
@@ -197,9 +199,20 @@ def _executes(words: list[str], engine: str) -> None:
             command = [*words, "exec", "-i", "--engine", engine, "--stats", uds, "cat"]
             try:
                 done = subprocess.run(command, input=payload, capture_output=True, timeout=HANG, check=False)
+                _copies([*words, "cp", "--engine", engine], uds, Path(folder), payload)
             finally:
                 agent.terminate()
     _hold_echo(done, payload, engine)
+
+
+def _copies(words: list[str], uds: str, folder: Path, payload: bytes) -> None:
+    """A file there and back."""
+    sent, there, back = (folder / name for name in ("sent", "there", "back"))
+    sent.write_bytes(payload)
+    for source, target in ((str(sent), f":{there}"), (f":{there}", str(back))):
+        run([*words, uds, source, target], timeout=HANG)
+    if back.read_bytes() != payload:
+        raise Failed("a file came back from the guest as another one")
 
 
 def _hold_echo(done: subprocess.CompletedProcess[bytes], payload: bytes, engine: str) -> None:
@@ -218,9 +231,8 @@ def _echo(server: socket.socket) -> None:
             connection.sendall(data)
 
 
-def _measure(words: list[str], folder: Path, emulated: bool, quick: bool) -> dict[str, Any]:
+def _measure(words: list[str], folder: Path, emulated: bool, pace: Pace) -> dict[str, Any]:
     """CPU seconds a GiB of each engine and way, and the ratios within each round."""
-    pace: Pace = QUICK if quick else FULL
     script = shutil.copy(Path(__file__).with_name("throughput.py"), folder)
     (folder / "wheels").mkdir()
     shutil.copy(WHEELS / "feeding.py", folder / "wheels")
