@@ -37,6 +37,8 @@ class UsageError(FastvsockError):
 class PortError(FastvsockError, ValueError):
     """A guest port that is not a number from 0 to 4294967295."""
 
+    exit_code = USAGE
+
     def __init__(self, port: object) -> None:
         super().__init__(port)
         self.port = port
@@ -58,6 +60,20 @@ class DurationError(FastvsockError, ValueError):
 
 class EngineError(FastvsockError):
     """The engine that was asked for does not exist, or cannot be used here."""
+
+
+class UnknownEngineError(EngineError, ValueError):
+    """The engine that was asked for does not exist. `source` is where its name comes from, or empty."""
+
+    exit_code = USAGE
+
+    def __init__(self, engine: str, source: str = "") -> None:
+        super().__init__(engine, source)
+        self.engine, self.source = engine, source
+
+    def __str__(self) -> str:
+        source = f" (from {self.source})" if self.source else ""
+        return f"unknown engine {self.engine!r}{source}: use auto, splice or copy"
 
 
 class BundleError(FastvsockError):
@@ -126,6 +142,7 @@ class SocketMissingError(ConnectError, FileNotFoundError):
 class EmptyPathError(ConnectError, FileNotFoundError):
     """The path of the UDS is empty, as one from a variable that is not set."""
 
+    exit_code = USAGE
     number = errno.ENOENT
     sentence = "the path of the UDS is empty (for guest port {port}): give the vsock uds_path of the VMM"
 

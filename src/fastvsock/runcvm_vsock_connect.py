@@ -131,14 +131,14 @@ def run(arguments: "Sequence[str]", prog: str) -> int:
         return 0 if options is None else _connect(options)
     except Exception as error:
         sentence, status = stdio.message_and_status(error, hints=True)
-        if isinstance(error, errors.UsageError):
+        if status == errors.USAGE:
             sentence += f"\nusage: {prog} [options] UDS PORT [-- COMMAND ...] ({prog} --help explains)"
         log(sentence)
         return status
 
 
 def parse(arguments: "Sequence[str]", prog: str) -> "Options | None":
-    """The options of a command line; None where help or version were printed. Raises `UsageError` and `PortError`."""
+    """The options of a command line; None where help or version were printed. Raises what ends with `USAGE`."""
     options = Options()
     words: list[str] = []
     options_over = False
@@ -186,7 +186,7 @@ def _value(name: str, text: "str | None") -> "str | float":
         raise errors.UsageError(f"{name} needs a value")
     if name == "--engine":
         if text not in ("auto", "splice", "copy"):
-            raise errors.UsageError(f"unknown engine {text!r} (from --engine): use auto, splice or copy")
+            raise errors.UnknownEngineError(text, "--engine")
         return text
     try:
         seconds = float(text)

@@ -34,7 +34,7 @@ def test_the_umbrella_without_a_known_command_is_wrong_usage(arguments: list[str
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code"), [(["v.sock"], 2), (["--fast", "v.sock", "1"], 2), (["v.sock", "x"], 1), (["v.sock", "1"], 1)]
+    ("arguments", "code"), [(["v.sock"], 2), (["--fast", "v.sock", "1"], 2), (["v.sock", "x"], 2), (["v.sock", "1"], 1)]
 )
 def test_the_umbrella_fails_with_the_same_sentence_and_code(arguments: list[str], code: int, tmp_path: Path) -> None:
     twins = [

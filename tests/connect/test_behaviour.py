@@ -31,6 +31,7 @@ from support import (
     summary,
     write_all,
 )
+from support.sentences import wrong_usage
 
 
 def test_d1_a_few_bytes_are_forwarded_at_once(endpoint: Endpoint, engine: str) -> None:
@@ -86,7 +87,7 @@ def test_d3_a_guest_that_stands_still_before_it_reads_is_no_silence(endpoint: En
 
 def test_d4_an_invalid_port_is_reported_in_a_sentence(endpoint: Endpoint) -> None:
     done = run(endpoint.uds, "ssh")
-    assert done.stderr.decode() == "fastvsock: invalid guest port 'ssh': expected a number from 0 to 4294967295\n"
+    wrong_usage(done, "fastvsock: invalid guest port 'ssh': expected a number from 0 to 4294967295\n")
 
 
 def test_d5_failure_and_success_have_their_own_exit_status(endpoint: Endpoint, engine: str) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from support import HANG, Listener, command, connecting, run
-from support.sentences import outcome, sentence
+from support.sentences import outcome, sentence, wrong_usage
 from support.sockets import bound, listening, take
 
 PORT = 5003
@@ -60,7 +60,7 @@ def test_a_file_in_the_place_of_a_folder_is_reported_as_a_missing_socket(tmp_pat
 
 def test_an_empty_path_is_reported_as_such_and_not_waited_for() -> None:
     said = "fastvsock: the path of the UDS is empty (for guest port"
-    sentence(run("--wait", str(10 * HANG), "", str(PORT)), said, str(PORT), "uds_path")
+    wrong_usage(run("--wait", str(10 * HANG), "", str(PORT)), said, str(PORT), "uds_path")
 
 
 def test_a_socket_missing_behind_a_long_path_is_reported_like_any_other(tmp_path: Path) -> None:

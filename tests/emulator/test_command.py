@@ -243,7 +243,7 @@ def test_a_path_that_is_too_long_for_a_vmm_is_reported_at_the_start(
 def test_an_empty_path_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(EmulatorError, match="the path of the UDS is empty"):
         Emulator("").start()
-    assert failure("")[0] == 1
+    assert failure("")[0] == 2
 
 
 @pytest.mark.parametrize("limit", [40, 41, 42])

@@ -20,6 +20,14 @@ def sentence(result: subprocess.CompletedProcess[bytes], *words: str, code: int 
     return line
 
 
+def wrong_usage(result: subprocess.CompletedProcess[bytes], *words: str) -> None:
+    """A failure with the exit status of wrong usage, whose sentence is followed by the usage."""
+    first, _, usage = result.stderr.partition(b"\n")
+    sentence(subprocess.CompletedProcess(result.args, result.returncode, result.stdout, first + b"\n"), *words, code=2)
+    assert usage.startswith(b"usage: ")
+    assert usage.count(b"\n") == 1, usage
+
+
 def outcome(child: subprocess.Popen[bytes]) -> subprocess.CompletedProcess[bytes]:
     """What a running child ends with."""
     out, err = child.communicate(timeout=HANG)

@@ -59,7 +59,7 @@ class Options:
         self.engine: str | None = None
 
     def take(self, name: str, value: str) -> None:
-        """Set the option `name`. Raises `UsageError` and `PortError`."""
+        """Set the option `name`. Raises what ends with `USAGE`."""
         if name == "port":
             self.port = parse_port(value)
         elif name == "listen":
@@ -70,7 +70,7 @@ class Options:
             self.forwards.append(value)
         elif name == "engine":
             if value not in ENGINES:
-                raise errors.UsageError(f"unknown engine {value!r}: use auto, splice or copy")
+                raise errors.UnknownEngineError(value, "--engine")
             self.engine = value
         elif not (value.isascii() and value.isdigit() and int(value) < 1 << 32):
             raise errors.UsageError(f"invalid --{name.replace('_', '-')} {value!r}: expected a number")
@@ -87,14 +87,14 @@ def main(arguments: "Sequence[str]") -> int:
         return 0 if options is None else _serve(options)
     except Exception as error:
         sentence, status = stdio.message_and_status(error)
-        if isinstance(error, errors.UsageError):
+        if status == errors.USAGE:
             sentence += "\nusage: fastvsock agent [options] (fastvsock agent --help tells more)"
         log(sentence)
         return status
 
 
 def parse(arguments: "Sequence[str]") -> Options | None:
-    """The options of a command line; None where help or version were printed. Raises `UsageError` and `PortError`."""
+    """The options of a command line; None where help or version were printed. Raises what ends with `USAGE`."""
     options = Options()
     rest = iter(arguments)
     for word in rest:

@@ -21,7 +21,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="fastvsock doctor",
         description=f"{description('doctor')} It connects to a VMM only if PORT is given. A bug report should contain "
-        "the output of --json. Exit status: 1 if a check failed, else 0.",
+        "the output of --json. Exit status: 1 if a check failed, 2 for wrong usage, else 0.",
     )
     add_arguments(parser)
     options = parser.parse_args(arguments)

@@ -19,10 +19,11 @@ from ..host.addresses import parse_target
 from ..host.processes import raise_descriptor_limit
 from ..stdio import log
 from . import agent
+from .arguments import path
 
 EPILOG = """\
 exit status: 128+n ended by signal n (SIGTERM, SIGINT, SIGHUP), after the children have ended and UDS is removed;
-1 failure, explained in one line on stderr: UDS cannot be used, or an invalid guest port; 2 wrong usage.
+1 failure, explained in one line on stderr: UDS cannot be used, for instance; 2 wrong usage.
 
 example:
   fastvsock emulate /tmp/v.sock --exec 1000='tar xf - -C /tmp/guest' &
@@ -39,7 +40,7 @@ does not exist. Closing, half-closing and slow readers are treated as the real V
 them, lost bytes included. Ports 7 (echo), 9 (discard) and 19 (chargen) are served unless
 an option gives them another service."""
     parser.epilog = EPILOG
-    parser.add_argument("uds", metavar="UDS", help="the Unix socket to create; a stale one is replaced")
+    parser.add_argument("uds", type=path, metavar="UDS", help="the Unix socket to create; a stale one is replaced")
     parser.add_argument(
         "--vmm",
         choices=VMMS,
@@ -70,7 +71,7 @@ an option gives them another service."""
 def run(args: argparse.Namespace) -> int:
     """Serve until SIGTERM, SIGINT or SIGHUP, and return 128 plus its number.
 
-    Raises `UsageError` or `PortError` for an invalid service, `EmulatorError` where `UDS` cannot be used.
+    Raises `UsageError` or `PortError` for a wrong service, `EmulatorError` where `UDS` cannot be used.
     """
     with ExitStack() as stack:
         services = DEFAULT_SERVICES | _services(args)
@@ -84,19 +85,19 @@ def run(args: argparse.Namespace) -> int:
 def _agent() -> Iterator[str]:
     """A child that is the agent, from before there are threads here; the path of the Unix socket that it listens on."""
     with TemporaryDirectory(prefix="fastvsock-") as folder:
-        path = f"{folder}/agent"
+        uds = f"{folder}/agent"
         is_ready, ready = os.pipe()
         pid = os.fork()
         if not pid:
             os.close(is_ready)
             os.close(1)  # what it announces is for us alone; its fill_closed() takes the number
             os.setpgid(0, 0)  # a terminal's SIGINT is the emulator's to hand on
-            os._exit(agent.main(["--listen", f"unix:{path}", "--ready-fd", str(ready)]))
+            os._exit(agent.main(["--listen", f"unix:{uds}", "--ready-fd", str(ready)]))
         try:
             os.close(ready)
             if not os.read(is_ready, 1):
                 raise FastvsockError("the agent did not start")
-            yield path
+            yield uds
         finally:
             os.close(is_ready)
             os.kill(pid, signal.SIGTERM)

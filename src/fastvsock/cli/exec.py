@@ -85,7 +85,7 @@ class Options:
         self.or_else: list[str] = []
 
     def take(self, name: str, value: str | None) -> None:
-        """Set the option `name`. Raises `UsageError` and `PortError`."""
+        """Set the option `name`. Raises what ends with `USAGE`."""
         if name == "preserve_env":
             self.environment += [b"=".join(item) for item in os.environb.items() if item[0] not in SHELLS_OWN]
         elif value is None:
@@ -99,7 +99,7 @@ class Options:
         elif name == "port":
             self.port = handshake.parse_port(value)
         elif name == "engine" and value not in ENGINES:
-            raise errors.UsageError(f"unknown engine {value!r}: use auto, splice or copy")
+            raise errors.UnknownEngineError(value, "--engine")
         elif name in ("timeout", "wait"):
             setattr(self, name, lean.seconds(name, value, positive=name == "timeout"))
         else:
@@ -159,14 +159,14 @@ def main(arguments: "Sequence[str]") -> int:
         return 0 if options is None else Execution(options).run()
     except Exception as error:
         sentence, status = stdio.message_and_status(error, hints=True)
-        if isinstance(error, errors.UsageError):
+        if status == errors.USAGE:
             sentence += f"\n{HELP.partition(chr(10))[0]} (fastvsock exec --help tells more)"
         log(sentence)
         return status if isinstance(error, (errors.StartError, errors.CommandError)) else errors.NO_CHANNEL
 
 
 def parse(arguments: "Sequence[str]") -> Options | None:
-    """The options of a command line; None where help or version were printed. Raises `UsageError` and `PortError`."""
+    """The options of a command line; None where help or version were printed. Raises what ends with `USAGE`."""
     options = Options()
     rest = iter(arguments)
     for word in rest:

@@ -34,7 +34,7 @@ Diagnose common problems of a RunCVM bundle and of this machine, and suggest fix
 found, the guest's agent is asked for its version, unless PORT names another port.
 
 {RUNS}
-exit status: 0 unless something failed, then 1.
+exit status: 0 unless something failed, then 1; 2 for wrong usage.
 """
 
 

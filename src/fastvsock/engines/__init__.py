@@ -138,9 +138,9 @@ class Pump:
 def choose(engine: str | None = None) -> str:
     """Either ``splice`` or ``copy``, for one of `ENGINES` or None. Raises `EngineError`."""
     wanted = engine or os.environ.get("FASTVSOCK_ENGINE") or "auto"
-    source = "" if engine else " (from FASTVSOCK_ENGINE)"
+    source = "" if engine else "FASTVSOCK_ENGINE"
     if wanted not in ENGINES:
-        raise errors.EngineError(f"unknown engine {wanted!r}{source}: use auto, splice or copy")
+        raise errors.UnknownEngineError(wanted, source)
     if wanted == "copy":
         return "copy"
     try:
@@ -149,7 +149,7 @@ def choose(engine: str | None = None) -> str:
         if wanted == "splice":
             raise errors.EngineError(
                 f"the splice engine is not installed ({error}): install a wheel, build with a C compiler, "
-                f"or use engine auto{source}"
+                f"or use engine auto{source and f' (from {source})'}"
             ) from None
         return "copy"
     return "splice"
