@@ -243,7 +243,7 @@ def _run_raw(relay: Relay, ending: Ending) -> RelayResult:
     from .host.terminal import RawMode
 
     _signal.signal(_signal.SIGQUIT, ending)
-    with RawMode(0):
+    with RawMode(0, is_ending=lambda: ending.signal):
         return relay.run()
 
 

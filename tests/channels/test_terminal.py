@@ -1,66 +1,26 @@
 """`fastvsock exec -t`: a terminal in the guest, and ours as it was whatever happens."""
 
-import fcntl
 import os
 import signal
-import struct
 import subprocess
-import termios
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 
-from support import HANG, Child, Listener, started, write_all
+from support import HANG, Listener
 from support.channels import Guest, exec_command, exec_in, executing, processes_with, within
-
-
-class Terminal:
-    """A terminal of the test's, with the real command in it."""
-
-    def __init__(self, ours: int, its: int, child: Child) -> None:
-        self.ours, self.its, self.child = ours, its, child
-        self.seen = b""
-
-    def expect(self, text: bytes) -> None:
-        """Read until `text` has come."""
-        while text not in self.seen:
-            self.seen += os.read(self.ours, 4096)
-        self.seen = self.seen.partition(text)[2]
-
-    def type(self, text: bytes) -> None:
-        write_all(self.ours, text)
-
-    def resize(self, rows: int, columns: int) -> None:
-        fcntl.ioctl(self.its, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-
-    @property
-    def modes(self) -> list[object]:
-        return termios.tcgetattr(self.its)
-
-    @property
-    def is_raw(self) -> bool:
-        flags = self.modes[3]
-        assert isinstance(flags, int)
-        return not flags & (termios.ICANON | termios.ECHO | termios.ISIG)
+from support.terminals import Terminal, in_terminal
 
 
 @contextmanager
 def terminal(
     guest: Guest | Listener, *words: str, options: tuple[str, ...] = ("-it",), engine: str
 ) -> Iterator[Terminal]:
-    """The command in a terminal of 30 rows and 100 columns, which is its controlling one."""
-    ours, its = os.openpty()
-    fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
-    command = exec_command(guest, *words, options=options, engine=engine)
-    kinds = {"stdin": its, "stdout": its, "stderr": its, "start_new_session": True}
-    try:
-        with started(command, preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0), **kinds) as child:
-            yield Terminal(ours, its, child)
-    finally:
-        os.close(ours)
-        os.close(its)
+    """`exec` in a terminal of 30 rows and 100 columns, which is its controlling one."""
+    with in_terminal(exec_command(guest, *words, options=options, engine=engine)) as tty:
+        yield tty
 
 
 def test_the_command_has_a_terminal_of_our_size(guest: Guest, engine: str) -> None:

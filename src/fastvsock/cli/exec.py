@@ -276,9 +276,8 @@ class Execution:
 
         _signal.signal(_signal.SIGWINCH, resize)
         if self._options.stdin and os.isatty(0):
-            raw = terminal.RawMode(0, on_return=resize)
-            raw.enter()
-            self._raw = raw
+            self._raw = terminal.RawMode(0, on_return=resize, is_ending=lambda: command.channel.order.signals)
+            self._raw.enter()
         resize()  # it may have changed since the request
 
 

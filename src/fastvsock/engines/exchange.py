@@ -134,7 +134,19 @@ class Exchange:
         mode = os.fstat(fd).st_mode
         kind = PIPE if stat.S_ISFIFO(mode) else FILE if stat.S_ISREG(mode) else OTHER
         self._sources.append(stream)
+        if os.isatty(fd) and os.get_blocking(fd):
+            # Of what a poll has promised nothing may be left, once a job that was stopped by its read() goes on.
+            fd = self._reopened(fd)
         self._twin.add_source(stream, fd, kind | (0 if os.get_blocking(fd) else OWN))
+
+    def _reopened(self, terminal: int) -> int:
+        """A descriptor of our own to read a terminal without blocking; the same one where /proc is missing."""
+        try:
+            own = os.open(f"/proc/self/fd/{terminal}", os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        except OSError:
+            return terminal
+        self._own.append(own)
+        return own
 
     def add_target(self, stream: int, fd: int) -> None:
         """Write what comes of `stream` to the descriptor `fd`. Raises `OSError` where it is not open."""

@@ -43,12 +43,20 @@ class RawMode:
 
     Every byte that is typed arrives at once, Ctrl-C and Ctrl-Z included, and none is echoed. While the process is
     stopped (SIGTSTP), the terminal has its own mode; when it goes on (SIGCONT), raw mode again, and `on_return` is
-    called. A process that is killed restores nothing, so a guardian does: a child that sleeps until this process has
-    ended, and leaves a terminal alone whose mode somebody has changed since.
+    called. In the background the terminal belongs to somebody else: there the kernel stops the process (SIGTTOU), as
+    it stops ssh, until the shell's `fg`; it goes on there only while `is_ending` says that it is about to end. A
+    process that is killed restores nothing, so a guardian does: a child that sleeps until this process has ended, and
+    leaves a terminal alone whose mode somebody has changed since.
     """
 
-    def __init__(self, fd: int, on_return: "Callable[[], object]" = lambda: None) -> None:
-        self._fd, self._on_return = fd, on_return
+    def __init__(
+        self,
+        fd: int,
+        on_return: "Callable[[], object]" = lambda: None,
+        is_ending: "Callable[[], object]" = lambda: False,
+    ) -> None:
+        self._fd, self._on_return, self._is_ending = fd, on_return, is_ending
+        self._is_raw = False
         self._usual = termios.tcgetattr(fd)
         self._raw = _raw(self._usual)
         self._handlers = {number: _signal.getsignal(number) for number in (_signal.SIGTSTP, _signal.SIGCONT)}
@@ -66,22 +74,34 @@ class RawMode:
         self._guard = self._watch()
         _signal.signal(_signal.SIGTSTP, self._stop)
         _signal.signal(_signal.SIGCONT, self._go_on)
-        _set(self._fd, self._raw)
+        self._make_raw()
 
     def leave(self) -> None:
         """Make the terminal what it was."""
         for number, handler in self._handlers.items():
             _signal.signal(number, handler)
-        _set(self._fd, self._usual)
+        self._make_usual()
         os.close(self._guard)
 
     def _stop(self, number: int, frame: object) -> None:
-        _set(self._fd, self._usual)
+        self._make_usual()
         os.kill(os.getpid(), _signal.SIGSTOP)
 
     def _go_on(self, number: int, frame: object) -> None:
-        _set(self._fd, self._raw)
-        self._on_return()
+        if not (self._is_ending() and _is_in_background(self._fd)):
+            self._make_raw()
+            self._on_return()
+
+    def _make_raw(self) -> None:
+        if _set(self._fd, self._raw):
+            self._is_raw = True
+        # else the process has been stopped for it and goes on: the handler of SIGCONT, which runs now, tries again
+
+    def _make_usual(self) -> None:
+        """Give the terminal its own mode, also from the background, if it is raw because of this process."""
+        if self._is_raw:
+            _set_unasked(self._fd, self._usual)
+        self._is_raw = False
 
     def _watch(self) -> int:
         """Start the guardian, which ends when the descriptor returned is closed."""
@@ -99,20 +119,32 @@ class RawMode:
             os.closerange(2, 1 << 20)
             os.read(1, 1)
             if termios.tcgetattr(0)[:4] == self._raw[:4]:
-                _set(0, self._usual)
+                _set_unasked(0, self._usual)
         finally:
             os._exit(0)
 
 
-def _set(fd: int, mode: "Mode") -> None:
-    # A process in the background that sets a terminal's mode is stopped for it, unless it ignores SIGTTOU.
-    before = _signal.signal(_signal.SIGTTOU, _signal.SIG_IGN)
+def _is_in_background(fd: int) -> bool:
+    try:
+        return os.tcgetpgrp(fd) != os.getpgrp()
+    except OSError:
+        return False  # it controls no session, or not this one
+
+
+def _set(fd: int, mode: "Mode") -> bool:
+    """Whether the terminal has the mode now: it may have been hung up, or the process is not in its foreground."""
     try:
         termios.tcsetattr(fd, termios.TCSANOW, mode)
     except termios.error:
-        pass  # it was hung up
-    finally:
-        _signal.signal(_signal.SIGTTOU, before)
+        return False
+    return True
+
+
+def _set_unasked(fd: int, mode: "Mode") -> None:
+    # A process in the background that sets a terminal's mode is stopped for it, unless it ignores SIGTTOU.
+    before = _signal.signal(_signal.SIGTTOU, _signal.SIG_IGN)
+    _set(fd, mode)
+    _signal.signal(_signal.SIGTTOU, before)
 
 
 def _raw(usual: "Mode") -> "Mode":
