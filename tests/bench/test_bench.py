@@ -28,6 +28,7 @@ from bench.peers import PEERS, Peer
 from bench.process_tree import Tree
 from bench.results import Results, paired, quantile, spread
 from bench.sample import PeerError
+from fastvsock.selfbench import sampling
 
 STDIO = [peer.name for peer in PEERS if peer.kind == "stdio" and not peer.missing()]
 # `fastvsock bench`, also where the umbrella command does not list it yet.
@@ -298,8 +299,18 @@ with sampling.far_end() as uds:
         assert wrong.returncode == 1
         assert "choose a port whose service never stops writing (chargen, port 19)" in wrong.stderr
         assert wrong.stderr.count("\n") == 1
+        wrong = users_bench("--uds", uds, "--port", "19", "--way", "up", "--seconds", "0.2", "--rounds", "1")
+        assert (wrong.returncode, wrong.stdout) == (1, "")
+        assert "answered while it was written to: choose a port whose service reads whatever comes" in wrong.stderr
         child.stdin.close()
         assert child.wait(HANG) == 0
+
+
+@pytest.mark.skipif("splice" not in STDIO, reason="splice was not built")
+def test_the_users_bench_needs_no_dev_null(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "devnull", "/missing/null")
+    with sampling.far_end() as uds:
+        assert sampling.take(uds, sampling.DISCARD, "up", "splice", 0.2).moved > 0
 
 
 def test_the_users_bench_tells_what_is_wrong_in_one_sentence(tmp_path: Path) -> None:

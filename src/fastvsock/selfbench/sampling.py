@@ -108,6 +108,8 @@ def _sample(told: dict[str, object], uds: str, port: int, way: str) -> Sample:
     if told.pop("ended", "error") != "stopped":
         why = told.get("fault") or "it closed the connection"
         raise BenchmarkError(f"{where} ended the measurement ({why}): choose a port whose service {service}")
+    if told.pop("answered", False):
+        raise BenchmarkError(f"{where} answered while it was written to: choose a port whose service {service}")
     sample = Sample(**told)  # type: ignore[arg-type]
     if sample.moved <= 0:
         raise BenchmarkError(f"{where} moved nothing {way}: choose a port whose service {service}")
@@ -115,11 +117,9 @@ def _sample(told: dict[str, object], uds: str, port: int, way: str) -> Sample:
 
 
 def _relay(sock: _socket.socket, fd: int, way: str, engine: str, seconds: float, result: int) -> None:
-    """The relay's process: its other direction is idle."""
-    if way == "up":
-        rfd, wfd = fd, os.open(os.devnull, os.O_WRONLY)
-    else:
-        (rfd, _held), wfd = os.pipe(), fd
+    """The relay's process: its other direction is an idle pipe of our own."""
+    idle_rfd, idle_wfd = os.pipe()
+    rfd, wfd = (fd, idle_wfd) if way == "up" else (idle_rfd, fd)
     relay = Relay(sock, rfd, wfd, engine=engine)
     timer = threading.Timer(seconds, relay.stop)
     timer.daemon = True
@@ -131,7 +131,7 @@ def _relay(sock: _socket.socket, fd: int, way: str, engine: str, seconds: float,
     queued = queues(sock.fileno())[1]
     moved = max(done.sent - queued, 0) if way == "up" else done.received
     sample = Sample(way, done.up if way == "up" else done.down, moved, done.seconds, cpu)
-    told = asdict(sample) | {"ended": done.ended}
+    told = asdict(sample) | {"ended": done.ended, "answered": way == "up" and done.received > 0}
     if done.error is not None:
         told["fault"] = str(done.error)
     os.write(result, json.dumps(told).encode())
