@@ -297,6 +297,8 @@ def test_it_says_when_it_is_ready(tmp_path: Path) -> None:
         (["--listen", "/x"], "invalid --listen '/x': expected unix:PATH"),
         (["--allow-cid", "-1"], "invalid --allow-cid '-1': expected a number"),
         (["--engine", "x"], "unknown engine 'x'"),
+        (["--forward", "22"], "invalid --forward '22', its target '': expected HOST:PORT"),
+        (["--forward", "22=x"], "invalid --forward '22=x', its target 'x': expected HOST:PORT"),
         (["--fast"], "unknown option --fast"),
         (["--ready-fd", "99"], "--ready-fd 99"),
     ],

@@ -13,6 +13,7 @@ import pytest
 from fastvsock.emulator import VMMS, Emulator
 from fastvsock.errors import EmulatorError
 from support import HANG, called, started
+from support.channels import within
 from support.guests import SOON, accepted, connect, dial, drain, is_silent, receive
 
 # The umbrella command where /dev holds nothing, as in a root that holds one static binary.
@@ -80,6 +81,17 @@ def test_its_agent_works_where_there_is_no_dev_null(tmp_path: Path) -> None:
         assert child.stderr.read() == b""
 
 
+def test_its_agent_ends_with_it_even_by_sigkill(tmp_path: Path) -> None:
+    uds = str(tmp_path / "v.sock")
+    with started(command("--agent", uds)) as child:
+        ready_line(child)
+        words = ["exec", "-i", uds, "--", "sh", "-c", "echo $$ $PPID; cat"]
+        with started([*called("fastvsock"), *words]) as client:
+            command_and_agent = [Path(f"/proc/{number.decode()}") for number in client.stdout.readline().split()]
+            child.kill()
+            assert within(HANG, lambda: not any(process.exists() for process in command_and_agent))
+
+
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
 def test_the_command_leaves_signals_ignored_that_were_ignored_before(tmp_path: Path, number: signal.Signals) -> None:
     uds = str(tmp_path / "v.sock")
@@ -136,24 +148,24 @@ def test_a_socket_in_use_is_a_sentence_and_exit_status_1(emulator: Emulator) -> 
 
 
 @pytest.mark.parametrize(
-    ("option", "status"),
+    "option",
     [
-        ("--exec=5", 2),
-        ("--exec=5=", 2),
-        ("--exec=5='", 2),
-        ("--exec=5=/not/there", 2),
-        ("--tcp=5=22", 2),
-        ("--tcp=5=h:x", 2),
-        ("--tcp=5=h:65536", 2),
-        ("--tcp=5=127.0.0.1:0", 2),
-        ("--tcp=5=127.0.0.1:\u0663", 2),
-        ("--echo=x", 1),
-        ("--what", 2),
+        "--exec=5",
+        "--exec=5=",
+        "--exec=5='",
+        "--exec=5=/not/there",
+        "--tcp=5=22",
+        "--tcp=5=h:x",
+        "--tcp=5=h:65536",
+        "--tcp=5=127.0.0.1:0",
+        "--tcp=5=127.0.0.1:\u0663",
+        "--echo=x",
+        "--what",
     ],
 )
-def test_an_invalid_service_is_an_error_and_no_socket_is_created(tmp_path: Path, option: str, status: int) -> None:
+def test_an_invalid_service_is_an_error_and_no_socket_is_created(tmp_path: Path, option: str) -> None:
     uds = tmp_path / "v.sock"
-    assert failure(str(uds), option)[0] == status
+    assert failure(str(uds), option)[0] == 2
     assert not uds.exists()
 
 
@@ -171,6 +183,20 @@ def test_a_port_with_two_services_is_wrong_usage(tmp_path: Path, options: list[s
     uds = tmp_path / "v.sock"
     assert failure(str(uds), *options) == (2, "fastvsock: guest port 5 has two services: give it one\n")
     assert not uds.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--agent", "--echo=721"], "guest port 721 is the agent's with --agent: give the other service another port"),
+        (["--exec=x=y"], "invalid guest port 'x': expected a number from 0 to 4294967295"),
+        (["--exec=1=y"], "invalid --exec '1=y': no such program: 'y'"),
+        (["--exec=1"], "invalid --exec '1': expected PORT=COMMAND (the command is empty)"),
+        (["--tcp=1=y"], "invalid --tcp '1=y', its target 'y': expected HOST:PORT with PORT from 1 to 65535"),
+    ],
+)
+def test_a_service_that_cannot_be_meant_is_reported(tmp_path: Path, options: list[str], words: str) -> None:
+    assert failure(str(tmp_path / "v.sock"), *options) == (2, f"fastvsock: {words}\n")
 
 
 def test_the_commands_help_explains_its_exit_status() -> None:

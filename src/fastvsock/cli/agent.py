@@ -150,8 +150,9 @@ def _forwards(options: Options) -> "dict[int, Callable[[_socket.socket], object]
     from ..host.addresses import parse_target
 
     return {
-        parse_port(port): Forward(parse_target(f"--forward {port}=", target), options.engine).serve
-        for port, _, target in (forward.partition("=") for forward in options.forwards)
+        parse_port(port): Forward(parse_target(f"--forward {forward!r}, its target", target), options.engine).serve
+        for forward in options.forwards
+        for port, _, target in (forward.partition("="),)
     }
 
 

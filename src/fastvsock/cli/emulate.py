@@ -1,5 +1,6 @@
 """`fastvsock emulate UDS`: the VMM's side of a hybrid vsock with a guest behind it, without a VM."""
 
+import _thread
 import argparse
 import os
 import shutil
@@ -87,21 +88,32 @@ def _agent() -> Iterator[str]:
     with TemporaryDirectory(prefix="fastvsock-") as folder:
         uds = f"{folder}/agent"
         is_ready, ready = os.pipe()
+        parents, ours = os.pipe()  # whose end is that of this process
         pid = os.fork()
         if not pid:
             os.close(is_ready)
+            os.close(ours)
+            _thread.start_new_thread(_end_with, (parents,))
             os.close(1)  # what it announces is for us alone; its fill_closed() takes the number
             os.setpgid(0, 0)  # a terminal's SIGINT is the emulator's to hand on
             os._exit(agent.main(["--listen", f"unix:{uds}", "--ready-fd", str(ready)]))
         try:
             os.close(ready)
+            os.close(parents)
             if not os.read(is_ready, 1):
                 raise FastvsockError("the agent did not start")
             yield uds
         finally:
             os.close(is_ready)
+            os.close(ours)
             os.kill(pid, signal.SIGTERM)
             os.waitpid(pid, 0)
+
+
+def _end_with(parents: int) -> None:
+    """End this process, and all that it has started, as SIGTERM does, once the parent has ended: even by SIGKILL."""
+    os.read(parents, 1)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _serve(args: argparse.Namespace, services: dict[int, Service]) -> int:
@@ -141,6 +153,8 @@ def _services(args: argparse.Namespace) -> dict[int, Service]:
     asked += [*map(_exec, args.exec), *map(_tcp, args.tcp)]
     services: dict[int, Service] = {}
     for port, service in asked:
+        if args.agent and port == AGENT_PORT:
+            raise UsageError(f"guest port {port} is the agent's with --agent: give the other service another port")
         if port in services:
             raise UsageError(f"guest port {port} has two services: give it one")
         services[port] = service
@@ -148,19 +162,20 @@ def _services(args: argparse.Namespace) -> dict[int, Service]:
 
 
 def _exec(option: str) -> tuple[int, Service]:
-    port, _, command = option.partition("=")
+    text, _, command = option.partition("=")
+    port = parse_port(text)
     try:
         service = Exec.parse(command)
     except ValueError as error:
         raise UsageError(f"invalid --exec {option!r}: expected PORT=COMMAND ({error})") from None
     if not shutil.which(service.argv[0]):
         raise UsageError(f"invalid --exec {option!r}: no such program: {service.argv[0]!r}")
-    return parse_port(port), service
+    return port, service
 
 
 def _tcp(option: str) -> tuple[int, Service]:
     port, _, target = option.partition("=")
-    return parse_port(port), Tcp(*parse_target(f"--tcp {port}=", target))
+    return parse_port(port), Tcp(*parse_target(f"--tcp {option!r}, its target", target))
 
 
 def _name(service: Service) -> str:
