@@ -24,9 +24,9 @@ def connect(uds: "Path", port: int, *, timeout: float | None = 10.0, wait: float
 
     Returns a blocking stream socket, which carries payload only, from its first byte.
 
-    Raises, each of them a `FastvsockError`:
+    Raises `TypeError` for a port that is not an int, and, each of them a `FastvsockError`:
 
-    - `PortError`, `DurationError` (both a `ValueError`) for an invalid port or time.
+    - `PortError`, `DurationError` (both a `ValueError`) for a port or time out of range.
     - `SocketMissingError`, `EmptyPathError` (`FileNotFoundError`): nothing is at the path; the path is empty.
     - `NotASocketError` (`OSError`): something else is there.
     - `SocketPermissionError` (`PermissionError`): the socket may not be used by this user.
@@ -48,7 +48,7 @@ async def open_connection(
     Parameters and errors are those of `connect`. Cancelling it closes the connection.
     """
     path = os.fsdecode(uds)
-    port = handshake.parse_port(port)
+    port = handshake.check_port(port)
     retry = handshake.Retry(wait, timeout)
     while True:
         longest = retry.limit()

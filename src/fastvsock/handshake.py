@@ -47,6 +47,13 @@ def parse_port(text: "str | int") -> int:
     return int(digits)
 
 
+def check_port(port: int) -> int:
+    """The guest port that a program gave. Raises `TypeError` for anything but an int, and `PortError`."""
+    if isinstance(port, bool) or not hasattr(port, "__index__"):
+        raise TypeError(f"invalid guest port {port!r}: expected an int from 0 to {MAX_PORT}")
+    return parse_port(int(port))
+
+
 def seconds(name: str, value: float, *, allow_zero: bool = True) -> float:
     """`value`, at most `FOREVER`. Raises `DurationError` if it is not a number of 0 or more, or of more than 0."""
     if not isinstance(value, (int, float)) or not (value > 0 or (allow_zero and value == 0)):  # neither holds for NaN
@@ -113,11 +120,11 @@ def connect(uds: "Path", port: int, timeout: "float | None" = 10.0, wait: float 
 
     `timeout` (seconds, more than 0; None is no limit) bounds each attempt, connecting and handshake together. For
     `wait` seconds an attempt that failed as one does while a guest boots (no socket yet, nobody listening on it,
-    refused, reset, or no answer) is made again; one that can be repeated gets less than `timeout`. Raises `PortError`,
-    `DurationError`, or the subclass of `ConnectError` that names the cause.
+    refused, reset, or no answer) is made again; one that can be repeated gets less than `timeout`. Raises `TypeError`,
+    `PortError`, `DurationError`, or the subclass of `ConnectError` that names the cause.
     """
     path = os.fsdecode(uds)
-    port = parse_port(port)
+    port = check_port(port)
     retry = Retry(wait, timeout)
     while True:
         try:

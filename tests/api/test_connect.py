@@ -200,8 +200,14 @@ def test_what_is_at_the_path_has_its_own_error(dial: Dial, listener: Listener, t
     assert isinstance(stale.value, ConnectionRefusedError)
 
 
-@pytest.mark.parametrize("port", [-1, 2**32, True, 22.0, None, "ssh"])
-def test_a_port_that_is_none_is_a_value_error(port: Any, dial: Dial, listener: Listener) -> None:
+@pytest.mark.parametrize("port", ["22", b"22", 22.0, True, None])
+def test_a_port_that_is_not_an_int_is_a_type_error(port: Any, dial: Dial, listener: Listener) -> None:
+    with pytest.raises(TypeError, match=r"invalid guest port .*: expected an int from 0 to 4294967295"):
+        dial(listener.uds, port)
+
+
+@pytest.mark.parametrize("port", [-1, 2**32])
+def test_a_port_out_of_range_is_a_value_error(port: Any, dial: Dial, listener: Listener) -> None:
     with pytest.raises(ValueError, match="invalid guest port"):
         dial(listener.uds, port)
 

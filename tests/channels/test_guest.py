@@ -31,6 +31,7 @@ from support.services import receive
     [
         {"args": ["sh", "-c", "echo out; echo err >&2; exit 3"], "capture_output": True},
         {"args": ["cat"], "input": b"some bytes", "stdout": subprocess.PIPE},
+        {"args": ["cat"], "input": bytearray(b"some bytes"), "stdout": subprocess.PIPE},
         {"args": ["cat"], "input": "text\n", "stdout": subprocess.PIPE, "text": True},
         {"args": ["sh", "-c", "printf 'a\\r\\nb'"], "capture_output": True, "text": True},
         {"args": ["sh", "-c", "printf '\\344'"], "capture_output": True, "encoding": "latin-1"},
@@ -62,6 +63,7 @@ def test_run_does_what_subprocess_does(over_there: fastvsock.Guest, arguments: d
         {"args": ["/etc/passwd"]},
         {"args": ["true"], "cwd": "/nope"},
         {"args": ["true"], "input": b"", "stdin": subprocess.DEVNULL},
+        {"args": ["true"], "input": "text"},
         {"args": ["true"], "capture_output": True, "stdout": subprocess.PIPE},
         {"args": ["sh", "-c", "echo out; sleep 1000"], "timeout": 0.5, "capture_output": True},
     ],
@@ -125,6 +127,32 @@ def test_popen_talks_with_a_running_command(over_there: fastvsock.Guest) -> None
         process.stdin.close()
         assert process.stdout.read() == b""
     assert process.returncode == 0
+
+
+@pytest.mark.parametrize("kinds", [{"text": True}, {"encoding": "utf-8"}, {"errors": "strict"}])
+def test_input_is_text_where_text_is_asked_for(over_there: fastvsock.Guest, kinds: dict[str, Any]) -> None:
+    with pytest.raises(TypeError, match=r"input must be str .* not 'bytes'"):
+        over_there.run(["cat"], input=b"bytes", **kinds)
+    with (
+        over_there.popen(["cat"], stdin=subprocess.PIPE, **kinds) as process,
+        pytest.raises(TypeError, match=r"input must be str .* not 'bytes'"),
+    ):
+        process.communicate(b"bytes")
+
+
+def test_input_is_bytes_where_text_is_not_asked_for(over_there: fastvsock.Guest) -> None:
+    with (
+        over_there.popen(["cat"], stdin=subprocess.PIPE) as process,
+        pytest.raises(TypeError, match="a bytes-like object is required, not 'str'"),
+    ):
+        process.communicate("text")
+
+
+@pytest.mark.parametrize("args", [[], ()])
+def test_a_command_without_words_is_a_value_error(over_there: fastvsock.Guest, args: Any) -> None:
+    for start in over_there.run, over_there.popen:
+        with pytest.raises(ValueError, match="args is empty: expected a command and its arguments"):
+            start(args)
 
 
 def test_communicate(over_there: fastvsock.Guest) -> None:
@@ -257,6 +285,12 @@ def test_asyncio_has_the_same(guest: Guest, engine: str, server: tuple[str, int]
         process = await there.popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert await process.communicate(b"x" * 1_000_000) == (b"x" * 1_000_000, None)
         assert process.returncode == 0
+        with pytest.raises(TypeError, match="a bytes-like object is required, not 'str'"):
+            await there.run(["cat"], input="text")
+        process = await there.popen(["cat"], stdin=subprocess.PIPE)
+        with pytest.raises(TypeError, match="a bytes-like object is required, not 'str'"):
+            await process.communicate("text")  # type: ignore[arg-type]
+        assert await process.communicate() == (None, None)
         reader, writer = await there.dial(server)
         writer.write(b"abc")
         writer.write_eof()

@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import IO, Any, TypeVar
 
 from .client import Channel
-from .guest import PATIENCE, PIPE, File, Guest, GuestProcess, Job, Reachable, Words
+from .guest import PATIENCE, PIPE, File, Guest, GuestProcess, Job, Reachable, Words, check_input
 
 Made = TypeVar("Made")
 
@@ -168,7 +168,9 @@ class AsyncGuestProcess:
         return self._process.wait()
 
     async def communicate(self, input: bytes | None = None) -> tuple[bytes | None, bytes | None]:
-        """Send `input`, read both outputs to their ends, and wait."""
+        """Send `input`, read both outputs to their ends, and wait. Raises `TypeError` where it is not like bytes."""
+        if input is not None:
+            check_input(input, is_text=False)
         out, err, _ = await asyncio.gather(_read(self.stdout), _read(self.stderr), self._feed(input))
         await self.wait()
         return out, err

@@ -33,6 +33,7 @@ import socket
 import subprocess
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from io import TextIOBase, TextIOWrapper
 from signal import SIGKILL, SIGTERM
 from time import monotonic
 from typing import IO, Any
@@ -83,6 +84,8 @@ class Reachable:
     ) -> Channel:
         """A channel with the request for a command under way; raises what `Channel` does."""
         words = [args] if isinstance(args, (str, bytes, os.PathLike)) else list(args)
+        if not words:
+            raise ValueError("args is empty: expected a command and its arguments")
         flags = protocol.WITH_STDIN if stdin is not None and stdin != DEVNULL else 0
         who = "" if user is None else str(user)
         if group is not None:
@@ -132,8 +135,9 @@ class Guest(Reachable):
         Without `stdin` and `input` the command's stdin is empty; it is never this program's unless it is given. Without
         `env` the command has the agent's environment. `timeout` (seconds) is for the whole of it.
 
-        Raises, as `subprocess.run` does, `CalledProcessError` with `check`, and `TimeoutExpired` once the command is
-        killed; `StartError` where it cannot be started, which is also the built-in exception that fits
+        Raises, as `subprocess.run` does, `TypeError` for an `input` that is not bytes, or not str with `text`,
+        `ValueError` where there is no command, `CalledProcessError` with `check`, and `TimeoutExpired` once the command
+        is killed; `StartError` where it cannot be started, which is also the built-in exception that fits
         (`FileNotFoundError`, `PermissionError`); `ChannelError`, a `ConnectionError` or `TimeoutError`, where the
         connection to the agent fails; and the errors of `fastvsock.connect`.
         """
@@ -288,8 +292,11 @@ class GuestProcess:
     def communicate(self, input: str | bytes | None = None, timeout: float | None = None) -> tuple[Any, Any]:
         """Send `input`, read both outputs to their ends, and wait.
 
-        Raises `TimeoutExpired`, after which it may be called again for the rest, and `ChannelError`.
+        Raises `TypeError` as `subprocess` does, `TimeoutExpired`, after which it may be called again for the rest, and
+        `ChannelError`.
         """
+        if input is not None:
+            check_input(input, is_text=isinstance(self.stdin, TextIOBase))
         readers = []
         for name in "stdout", "stderr":
             file = getattr(self, name)
@@ -383,7 +390,7 @@ class Files:
         """A file in memory, at its beginning."""
         fd = os.memfd_create("fastvsock", os.MFD_CLOEXEC)
         self._open.add(fd)
-        view = memoryview(data)
+        view = memoryview(data).cast("B")
         while view:
             view = view[os.write(fd, view) :]
         os.lseek(fd, 0, os.SEEK_SET)
@@ -455,6 +462,7 @@ class Job:
         self.stdin = DEVNULL if stdin == PIPE else stdin
         if input is not None:
             _, encoding, how = text
+            check_input(input, is_text=any(text))
             data = input.encode(encoding or "utf-8", how or "strict") if isinstance(input, str) else input
             self.stdin = self._files.memory(data)
         captured = [self._files.memory() if kind == PIPE else None for kind in (stdout, stderr)]
@@ -499,14 +507,20 @@ def _run(command: Command, deadline: float | None) -> int | None:
     return status
 
 
+def check_input(data: object, *, is_text: bool) -> None:
+    """Raise `TypeError` for input that is not str, with `is_text`, or not like bytes, without."""
+    if not is_text:
+        memoryview(data)  # type: ignore[arg-type]
+    elif not isinstance(data, str):
+        raise TypeError(f"input must be str where text, encoding or errors is given, not {type(data).__name__!r}")
+
+
 def make_address(address: tuple[str, int] | str) -> str:
     return f"unix:{address}" if isinstance(address, str) else "tcp:{}:{}".format(*address)
 
 
 def _as_text(file: IO[bytes], text: "tuple[str | None, str | None] | None") -> IO[Any]:
-    import io
-
     if text is None:
         return file
     encoding, errors = text
-    return io.TextIOWrapper(file, encoding=encoding or "utf-8", errors=errors, write_through=True)
+    return TextIOWrapper(file, encoding=encoding or "utf-8", errors=errors, write_through=True)
