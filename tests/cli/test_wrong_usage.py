@@ -70,3 +70,40 @@ def test_an_empty_path_of_the_socket_is_wrong_usage(name: str) -> None:
     done = run(name, *UDS_PLACES[name])
     assert (done.returncode, done.stdout) == (status_of(name), b"")
     assert b"empty" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        ("agent --fast", "unknown option --fast"),
+        ("agent x", "unexpected argument x"),
+        ("bench --fast", "unknown option --fast"),
+        ("bench x", "unexpected argument x"),
+        ("connect --fast u 7", "unknown option --fast"),
+        ("cp --fast u x :x", "unknown option --fast"),
+        ("doctor --fast", "unknown option --fast"),
+        ("doctor u 7 x", "unexpected argument x"),
+        ("emulate --fast u", "unknown option --fast"),
+        ("emulate u x", "unexpected argument x"),
+        ("exec --fast u true", "unknown option --fast"),
+        ("forward --fast u :22", "unknown option --fast"),
+        ("listen --fast u 7", "unknown option --fast"),
+        ("listen u 7 x", "unexpected argument x"),
+        ("proxy --fast u 7", "unknown option --fast"),
+        ("proxy u 7 x", "unexpected argument x"),
+        ("runcvm check --fast", "unknown option --fast"),
+        ("runcvm check u 7 x", "unexpected argument x"),
+        ("runcvm install --fast", "unknown option --fast"),
+        ("runcvm manifest --image x --fast", "unknown option --fast"),
+        ("runcvm uninstall x", "unexpected argument x"),
+    ],
+)
+def test_what_a_command_does_not_know_is_named_and_its_usage_shown(words: str, what: str) -> None:
+    first, second = words.split()[:2]
+    name = f"{first} {second}" if first == "runcvm" else first
+    done = run(*words.split())
+    assert (done.returncode, done.stdout) == (status_of(first), b"")
+    reported, usage = done.stderr.decode().splitlines()
+    assert reported == f"fastvsock: {what}"
+    assert usage.startswith(f"usage: fastvsock {name} ")
+    assert usage.endswith(f" (fastvsock {name} --help explains)")

@@ -48,7 +48,7 @@ def test_without_a_socket_it_reports_that_none_was_checked(monkeypatch: pytest.M
 
 def test_an_invalid_port_is_an_error_and_not_a_finding() -> None:
     result = fastvsock("doctor", "/nowhere", "70000000000")
-    assert result.returncode == 1
+    assert result.returncode == 2
     assert result.stdout == ""
     assert "guest port" in result.stderr
     assert "70000000000" in result.stderr

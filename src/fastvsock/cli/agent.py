@@ -88,7 +88,7 @@ def main(arguments: "Sequence[str]") -> int:
     except Exception as error:
         sentence, status = stdio.message_and_status(error)
         if status == errors.USAGE:
-            sentence += "\nusage: fastvsock agent [options] (fastvsock agent --help tells more)"
+            sentence += "\nusage: fastvsock agent [options] (fastvsock agent --help explains)"
         log(sentence)
         return status
 

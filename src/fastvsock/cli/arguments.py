@@ -1,11 +1,35 @@
-"""Types of arguments that several subcommands take, for argparse, and the words before and after ``--``."""
+"""How subcommands read their arguments by argparse: wrong usage, types that several take, the words behind ``--``."""
 
 import argparse
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
 from .. import errors
+from ..stdio import log
 
 LONGEST = 1_000_000  # seconds, as for connect: more than a week, and within the range of poll(2) and socket timeouts
 INFINITY = float("inf")
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports wrong usage as the commands do that have no argparse: a sentence, the usage, and the exit status."""
+
+    status = errors.USAGE
+
+    def error(self, message: str) -> NoReturn:
+        """Print it with the usage, and exit."""
+        log(f"{message}\n{self.format_usage().rstrip()} ({self.prog} --help explains)")
+        raise SystemExit(self.status)
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[Any]]:
+        """Report what is unknown here: argparse has a subparser's reported by its parent, with the parent's usage."""
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            what = "unknown option" if unknown[0].startswith("-") else "unexpected argument"
+            self.error(f"{what} {errors.printable(unknown[0])}")
+        return found, unknown
 
 
 def split(arguments: list[str]) -> tuple[list[str], list[str]]:

@@ -14,6 +14,7 @@ from .. import errors, handshake
 from ..selfbench import sampling
 from ..selfbench.sampling import Sample
 from . import description
+from .arguments import Parser
 
 GIB = 1 << 30
 ROUNDS = 6
@@ -68,8 +69,11 @@ def measure(options: argparse.Namespace, ports: dict[str, int]) -> list[dict[str
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="fastvsock bench", description=description("bench"), epilog=EXPLAINED.replace("ROUNDS", str(ROUNDS))
+    parser = Parser(
+        "fastvsock bench",
+        usage="fastvsock bench [options]",
+        description=description("bench"),
+        epilog=EXPLAINED.replace("ROUNDS", str(ROUNDS)),
     )
     parser.add_argument("--uds", help="the VMM's Unix socket (default: a far end of our own, no VM)")
     parser.add_argument("--port", help="a guest port behind it (default: 9, discard, up and 19, chargen, down)")
@@ -86,7 +90,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     if options.uds is None and (options.port or options.way):
         raise errors.UsageError("--port and --way are for a guest of yours: give its --uds too")
     if options.way and not options.port:
-        raise errors.UsageError("--way tells which way a --port goes: give the port too")
+        raise errors.UsageError("--way is for a --port: give the port too")
     return options
 
 

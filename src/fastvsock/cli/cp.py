@@ -7,7 +7,6 @@ import os
 import signal
 from time import monotonic
 from types import FrameType
-from typing import NoReturn
 
 from .. import errors, handshake, stdio
 from ..channels import protocol
@@ -18,7 +17,7 @@ from ..copying.progress import Line, measure
 from ..copying.report import Report
 from ..engines import ENGINES
 from ..stdio import log
-from . import description
+from . import arguments, description
 from .arguments import Seconds, path
 
 EPILOG = """\
@@ -42,18 +41,9 @@ class Interrupted(BaseException):
     """A signal is to end the program, once what is under way is cleared away: the argument is its number."""
 
 
-class Parser(argparse.ArgumentParser):
-    """Wrong usage has the exit status that exec has for it."""
-
-    def error(self, message: str) -> NoReturn:
-        """Print it, and exit."""
-        log(f"{message}\n{self.format_usage().rstrip()} (fastvsock cp --help tells more)")
-        raise SystemExit(errors.NO_CHANNEL)
-
-
-def make_parser() -> Parser:
+def make_parser() -> arguments.Parser:
     """The options of the command."""
-    parser = Parser(
+    parser = arguments.Parser(
         "fastvsock cp",
         usage="fastvsock cp [options] UDS SOURCE ... TARGET",
         description=description("cp"),
@@ -61,6 +51,7 @@ def make_parser() -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    parser.status = errors.NO_CHANNEL
     parser.add_argument("uds", type=path, metavar="UDS", help="the VMM's vsock Unix socket")
     parser.add_argument("sources", nargs="+", metavar="SOURCE", help="what to copy")
     parser.add_argument("target", metavar="TARGET", help="where to")
@@ -87,9 +78,9 @@ def make_parser() -> Parser:
     return parser
 
 
-def main(arguments: list[str]) -> int:
+def main(words: list[str]) -> int:
     """Run the subcommand and return the exit status."""
-    options = make_parser().parse_args(arguments)
+    options = make_parser().parse_args(words)
     for number in ENDING:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _interrupt)

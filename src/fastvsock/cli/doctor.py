@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from .. import errors
 from ..handshake import parse_port
 from . import description
+from .arguments import Parser
 
 if TYPE_CHECKING:
     from ..diagnostics.findings import Finding
@@ -18,8 +19,9 @@ UDS = "/run/firecracker.vsock"
 
 def main(arguments: list[str]) -> int:
     """Run the subcommand and return the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="fastvsock doctor",
+    parser = Parser(
+        "fastvsock doctor",
+        usage="fastvsock doctor [options] [UDS [PORT]]",
         description=f"{description('doctor')} It connects to a VMM only if PORT is given. A bug report should contain "
         "the output of --json. Exit status: 1 if a check failed, 2 for wrong usage, else 0.",
     )

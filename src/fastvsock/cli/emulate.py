@@ -20,7 +20,7 @@ from ..host.addresses import parse_target
 from ..host.processes import raise_descriptor_limit
 from ..stdio import log
 from . import agent
-from .arguments import path
+from .arguments import Parser, path
 
 EPILOG = """\
 exit status: 128+n ended by signal n (SIGTERM, SIGINT, SIGHUP), after the children have ended and UDS is removed;
@@ -142,7 +142,7 @@ def _serve(args: argparse.Namespace, services: dict[int, Service]) -> int:
 
 def main(arguments: list[str]) -> int:
     """Run the subcommand and return the exit status."""
-    parser = argparse.ArgumentParser("fastvsock emulate")
+    parser = Parser("fastvsock emulate", usage="fastvsock emulate [options] UDS")
     configure(parser)
     return run(parser.parse_args(arguments))
 

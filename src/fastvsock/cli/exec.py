@@ -160,7 +160,7 @@ def main(arguments: "Sequence[str]") -> int:
     except Exception as error:
         sentence, status = stdio.message_and_status(error, hints=True)
         if status == errors.USAGE:
-            sentence += f"\n{HELP.partition(chr(10))[0]} (fastvsock exec --help tells more)"
+            sentence += f"\n{HELP.partition(chr(10))[0]} (fastvsock exec --help explains)"
         log(sentence)
         return status if isinstance(error, (errors.StartError, errors.CommandError)) else errors.NO_CHANNEL
 

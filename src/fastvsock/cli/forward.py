@@ -11,7 +11,7 @@ from ..services.handlers import ToAddress
 from ..services.lifecycle import Plan
 from ..services.limits import prepare_process
 from . import description
-from .arguments import Seconds, path
+from .arguments import Parser, Seconds, path
 from .service import add_options, check_mode, prepare_service, run_service, terms_of
 
 EPILOG = """\
@@ -26,7 +26,7 @@ usage, 128+n where a second signal n cut the --grace short.
 
 def main(arguments: list[str]) -> int:
     """Run the subcommand and return the exit status."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         "fastvsock forward",
         usage="fastvsock forward [options] UDS FORWARD [FORWARD ...]",
         description=description("forward"),

@@ -11,7 +11,7 @@ from ..services.handlers import ToCommand, ToSocket, ToStdio
 from ..services.lifecycle import Plan
 from ..services.limits import prepare_process
 from . import description
-from .arguments import path, socket_path, split
+from .arguments import Parser, path, socket_path, split
 from .service import add_options, open_listeners, prepare_service, run_service, terms_of
 
 EPILOG = """\
@@ -30,7 +30,7 @@ with --once and COMMAND; 2 for wrong usage; 128+n if signal n ended it.
 def main(arguments: list[str]) -> int:
     """Run the subcommand and return the exit status."""
     words, command = split(arguments)
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         "fastvsock listen",
         usage="fastvsock listen [options] UDS PORT [-- COMMAND ...]",
         description=description("listen"),

@@ -18,7 +18,7 @@ from ..services.limits import prepare_process
 from ..services.ownership import Family
 from ..stdio import log
 from . import description
-from .arguments import Seconds, path, split
+from .arguments import Parser, Seconds, path, split
 from .service import add_options, open_listeners, prepare_service, run_service, terms_of
 
 DEFAULT = "127.0.0.1:0"
@@ -40,7 +40,7 @@ connection, explained in one line on stderr; 2 for wrong usage; 128+n if a secon
 def main(arguments: list[str]) -> int:
     """Run the subcommand and return the exit status."""
     words, command = split(arguments)
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         "fastvsock proxy",
         usage="fastvsock proxy [options] UDS PORT [-- COMMAND ...]",
         description=description("proxy"),

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from .. import errors
 from ..stdio import log
 from . import description, doctor
-from .arguments import Seconds
+from .arguments import Parser, Seconds
 
 if TYPE_CHECKING:
     from ..runcvm.changes import ChangeSet
@@ -45,12 +45,17 @@ def main(arguments: list[str]) -> int:
     return status
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="fastvsock runcvm", description=description("runcvm"))
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+def _parser() -> Parser:
+    parser = Parser("fastvsock runcvm", usage="fastvsock runcvm COMMAND [options]", description=description("runcvm"))
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, prog="fastvsock runcvm")
     raw = argparse.RawDescriptionHelpFormatter
+    usage = "fastvsock runcvm {} [options]"
     install = commands.add_parser(
-        "install", help="put fastvsock into a bundle", description=INSTALL, formatter_class=raw
+        "install",
+        usage=usage.format("install"),
+        help="put fastvsock into a bundle",
+        description=INSTALL,
+        formatter_class=raw,
     )
     source = install.add_mutually_exclusive_group()
     source.add_argument(
@@ -66,12 +71,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     install.set_defaults(run=_install)
     uninstall = commands.add_parser(
-        "uninstall", help="restore every file that install has changed", description=UNINSTALL
+        "uninstall",
+        usage=usage.format("uninstall"),
+        help="restore every file that install has changed",
+        description=UNINSTALL,
     )
     uninstall.add_argument("--force", action="store_true", help="restore even files that were changed since")
     uninstall.set_defaults(run=_uninstall)
     check = commands.add_parser(
-        "check", help="diagnose a bundle and this machine", description=CHECK, formatter_class=raw
+        "check",
+        usage=f"{usage.format('check')} [UDS [PORT]]",
+        help="diagnose a bundle and this machine",
+        description=CHECK,
+        formatter_class=raw,
     )
     doctor.add_arguments(check)
     check.set_defaults(run=_check)
@@ -92,7 +104,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_manifest(manifest: argparse.ArgumentParser) -> None:
+def _add_manifest(manifest: Parser) -> None:
+    manifest.usage = "fastvsock runcvm manifest [options] --image IMAGE"
     manifest.description = "Print, as JSON for kubectl apply -f -, a DaemonSet that installs on every node and watches."
     manifest.add_argument(
         "--image",

@@ -11,7 +11,7 @@ from .. import __version__, errors, stdio
 from . import COMMANDS
 
 HELP = """\
-usage: fastvsock COMMAND ...  (fastvsock COMMAND --help tells more)
+usage: fastvsock COMMAND ...  (fastvsock COMMAND --help explains)
 
 commands:
 {commands}
