@@ -1,7 +1,6 @@
 """What the umbrella command does where stdout is full, closed, or read no more."""
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -24,7 +23,7 @@ HELPS = [[name, "--help"] for name in cli.COMMANDS]
 def test_what_cannot_be_written_is_a_failure_of_one_line(arguments: list[str]) -> None:
     with open("/dev/full", "wb") as full:
         done = run(*arguments, stdout=full)
-    assert re.fullmatch(rb"fastvsock: (cannot write the output|stdout): No space left on device\n", done.stderr)
+    assert done.stderr == b"fastvsock: cannot write the output: No space left on device\n"
     assert done.returncode == (125 if arguments[0] == "exec" else 1)  # below 125 it is the command's
 
 

@@ -76,10 +76,5 @@ def _print(findings: "Sequence[Finding]", options: argparse.Namespace) -> None:
 
 
 def put(text: str) -> None:
-    """Print to stdout, where surrogates are escaped and an error is a sentence."""
-    try:
-        print(text.encode(errors="backslashreplace").decode(), end="", flush=True)
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise errors.FastvsockError(f"stdout: {os.strerror(error.errno or 0)}") from None
+    """Print to stdout, where surrogates are escaped. Raises `StreamError`, and `BrokenPipeError` without a reader."""
+    print(text.encode(errors="backslashreplace").decode(), end="", flush=True)

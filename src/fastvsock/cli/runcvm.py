@@ -1,6 +1,7 @@
 """`fastvsock runcvm`: RunCVM's integration."""
 
 import argparse
+import os
 from typing import TYPE_CHECKING
 
 from .. import errors
@@ -214,14 +215,15 @@ def _manifest(options: argparse.Namespace) -> int:
 
 
 def _show(changes: "ChangeSet", options: argparse.Namespace) -> None:
-    """Show the changes. Where that fails none is made."""
+    """Show the changes. Where that fails none is made; of a dry run the reader may have seen enough."""
     try:
         doctor.put(changes.show())
-    except (BrokenPipeError, errors.FastvsockError) as error:
-        if options.dry_run:
+    except (BrokenPipeError, errors.StreamError) as error:
+        if not options.dry_run:
+            reason = f"cannot write the output: {os.strerror(error.errno or 0)}"
+            raise errors.FastvsockError(f"{reason}; the changes cannot be shown, so none was made") from None
+        if not isinstance(error, BrokenPipeError):
             raise
-        reason = f"stdout: {error.strerror}" if isinstance(error, OSError) else error
-        raise errors.FastvsockError(f"{reason}: the changes cannot be shown, so none was made") from None
 
 
 def _report(changes: "ChangeSet", options: argparse.Namespace) -> None:

@@ -21,7 +21,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from ..errors import BundleError, ChangedError
+from ..errors import BundleError, ChangedError, StreamError
 from . import channel_edit, guest_init, launchers, script_edits, shell
 from .binary import NAMED, PROGRAM, TARGET, Binary
 from .bundle import ADD_PYTHON, DEFAULTS, EXEC, Bundle, run
@@ -62,7 +62,7 @@ def opened(path: str, *, lock: bool) -> Iterator[Root]:
         try:
             with _locked(root) if lock else nullcontext():
                 yield root
-        except BrokenPipeError:  # the reader of stdout has gone, which is not the bundle's fault
+        except (BrokenPipeError, StreamError):  # of stdout, which is not the bundle's fault
             raise
         except OSError as error:
             raise BundleError(f"{path}: {error.filename or 'the bundle'}: {error.strerror}") from None
