@@ -11,6 +11,7 @@ import fcntl
 import os
 import select
 import termios
+from abc import ABC, abstractmethod
 from time import monotonic
 
 from .. import __version__
@@ -200,7 +201,7 @@ class RefusedError(Exception):
     """The arguments of `protocol.failed`."""
 
 
-class Work:
+class Work(ABC):
     """What the kinds of work have in common: the exchange of frames, and how it ends."""
 
     def __init__(
@@ -219,9 +220,9 @@ class Work:
         self._sending: set[int] = set()  # streams that have yet to end
         stack.callback(self._close_all)
 
+    @abstractmethod
     def run(self, request: Request) -> None:
         """Do it. Raises `RefusedError` where it cannot be begun, and `EndedError`."""
-        raise NotImplementedError
 
     def _close(self, stream: int) -> None:
         fd = self._files.pop(stream, -1)
