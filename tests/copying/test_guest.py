@@ -1,12 +1,14 @@
 """`Guest.put` and `Guest.get`, and those of `AsyncGuest`."""
 
 import asyncio
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
 import fastvsock
+from fastvsock.copying import entries
 from support import HANG
 from support.channels import Guest
 from support.copying import FarEnd, agent_that, make_tree, snapshot
@@ -26,6 +28,24 @@ def test_put_and_get_list_what_they_copied(guest: Guest, engine: str, tmp_path: 
     assert str(back.failed[0]) == f":{tmp_path}/none: cannot read: No such file or directory"
     again = remote.put(tree / "file", tmp_path / "there", resume=True)
     assert (again.copied, again.skipped, again.bytes) == ([], [f"{tree}/file"], 0)
+
+
+@pytest.mark.skipif(not hasattr(os, "setxattr"), reason="by design: CPython 3.11 for musl has no attributes")
+def test_a_folder_whose_attributes_have_no_room_is_copied_without_them(
+    guest: Guest, engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    (tree / "file").write_bytes(b"content")
+    try:
+        os.setxattr(tree, "user.colour", b"blue")
+    except OSError:
+        pytest.skip("this machine: the file system has no extended attributes")
+    monkeypatch.setattr(entries, "MAX_XATTRS", 1)
+    result = fastvsock.Guest(guest.uds, engine=engine).put(tree, tmp_path / "there", xattrs=True)
+    assert [(failure.path, failure.errno) for failure in result.failed] == [(f"{tree}", errno.E2BIG)]
+    assert (tmp_path / "there" / "file").read_bytes() == b"content"
+    assert (tmp_path / "there").stat().st_mtime_ns == tree.stat().st_mtime_ns
 
 
 def test_progress_is_called_with_bytes(guest: Guest, engine: str, tmp_path: Path) -> None:
