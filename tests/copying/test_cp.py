@@ -205,6 +205,33 @@ def test_patterns_leave_out(guest: Guest, engine: str, tree: Path, tmp_path: Pat
     assert missing == {"large", "exactly", "sub/large-again", "sub/below", "sub/below/secret"} | set()
 
 
+@pytest.mark.parametrize(
+    ("pattern", "left_out"),
+    [
+        ("*.o", "a.o build/a.o src/a.o src/build/a.o"),
+        ("build", "build/a.o src/build/a.o"),
+        ("build/", "build/a.o src/build/a.o"),
+        ("/build", "build/a.o"),
+        ("/build/", "build/a.o"),
+        ("src/build", "src/build/a.o"),
+        ("src/*.o", "src/a.o src/build/a.o"),
+        ("src/[!b]*", "src/a.o"),
+        ("?/a.o", ""),
+        ("**/a.o", "build/a.o src/a.o src/build/a.o"),
+        ("build/a.o", "build/a.o"),
+    ],
+)
+def test_a_pattern_leaves_out_what_the_help_says(guest: Guest, tmp_path: Path, pattern: str, left_out: str) -> None:
+    tree, there = tmp_path / "tree", tmp_path / "there"
+    for folder in "", "build", "src", "src/build":
+        (tree / folder).mkdir(exist_ok=True)
+        (tree / folder / "a.o").touch()
+    copied(guest, f"--exclude={pattern}", f":{tree}", there)
+    missing = {f"{path.relative_to(tree)}" for path in tree.rglob("*.o")}
+    missing -= {f"{path.relative_to(there)}" for path in there.rglob("*.o")}
+    assert missing == set(left_out.split())
+
+
 def test_links_are_followed_when_that_is_asked_for(guest: Guest, engine: str, tree: Path, tmp_path: Path) -> None:
     (tree / "dangling").unlink()
     (tree / "round").symlink_to(".")

@@ -25,6 +25,10 @@ A path in the guest begins with a colon: :/srv/www. A TARGET that is a folder ge
 any other TARGET is the name of the one SOURCE; a SOURCE that ends in /. means what is in the folder. A lone - for
 SOURCE or TARGET is a tar stream on stdin or stdout, for the other is in the guest.
 
+--exclude leaves out a name at any depth (*.o, node_modules) or, where PATTERN has a slash in front of or inside it, a
+path counted from SOURCE (/build, src/*.o). *, ? and [...] match slashes too, as those of tar do; a slash at the end
+changes nothing. With a folder all that is in it is left out. Quote a PATTERN, so that no shell expands it.
+
 Modes and times are kept, and owners where the receiving side is root. A file appears under its name when it is whole.
 Devices and sockets are left out, and count as missing.
 
@@ -34,6 +38,10 @@ goes on with it or removes it. A folder's files of such names are not copied, an
 exit status: 0 everything is at TARGET; 1 something is not, each by name on stderr; 125 fastvsock itself failed, wrong
 usage included; 126 not as that USER.
 """
+RESUME = (
+    "the same command with --resume goes on from there, and removes the .fastvsock-....part that a large file may have "
+    "left beside its target"
+)
 ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 
@@ -117,11 +125,18 @@ def run(options: argparse.Namespace) -> int:
         wait=options.wait,
         engine=options.engine,
     )
+    is_tree = not options.dry_run and b"-" not in (*sources, target)
     try:
         if is_get:
             _get(copy, sources, target)
         else:
             _put(copy, sources, target)
+    except (Interrupted, KeyboardInterrupt):
+        log(f"interrupted{f' ({RESUME})' if is_tree else ''}")
+        raise
+    except errors.ChannelBrokenError as error:
+        error.hint = RESUME if is_tree else ""
+        raise
     finally:
         copy.close()
         printer.finish()

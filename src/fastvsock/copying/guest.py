@@ -24,9 +24,9 @@ Progress = Callable[[int, str], object]
 class CopyOptions(TypedDict, total=False):
     """The options of a copy, which are those of `fastvsock cp`.
 
-    `exclude` are patterns for names or, with a slash, for paths below the source. `user` (name or number, ``:group``
-    behind it perhaps) is who to be in the guest. `progress` is called with the bytes of content that have been moved,
-    and the path of the entry that was copied last.
+    `exclude` are patterns for names at any depth or, with a slash in front or inside, for paths from the source on.
+    `user` (name or number, ``:group`` behind it perhaps) is who to be in the guest. `progress` is called with the bytes
+    of content that have been moved, and the path of the entry that was copied last.
     """
 
     owner: bool
