@@ -91,7 +91,7 @@ BINARY_TESTS := tests/connect tests/cli tests/channels/test_exec.py tests/channe
 	tests/channels/test_endings.py tests/channels/test_terminal.py tests/runcvm/test_binary*.py
 
 # Those that the static binary runs, which starts five times as fast as the package: agent, exec, cp, some of connect.
-VM_BINARY_TESTS := tests/vm/test_agent.py tests/vm/test_copying.py tests/vm/test_kubectl.py \
+VM_BINARY_TESTS := tests/vm/test_agent.py tests/vm/test_runcvm.py tests/vm/test_copying.py tests/vm/test_kubectl.py \
 	tests/channels/test_exec.py tests/channels/test_terminal.py \
 	tests/channels/test_endings.py::test_signals_go_to_the_commands_process_group \
 	tests/connect/test_behaviour.py::test_d1_a_few_bytes_are_forwarded_at_once \

@@ -17,8 +17,8 @@ listens() { # PID SOCKETS: vsock listeners are in no table of /proc, but a proce
 agent --vsock 7 echo --vsock 9 discard --vsock 19 chargen --vsock 1000 command \
     --vsock 1001 sleep 1 source 1000000 --vsock 1002 close --vsock 1003 source 1000000 &
 agent=$!
-# Started again when it ends, as RunCVM's init scripts do. What it says is for the tests.
-while :; do fastvsock agent --forward 2022=127.0.0.1:22222; done >/tmp/agent.log 2>&1 &
+ln -s /.runcvm/guest/bin/fastvsock /bin/
+sh /runcvm-init # RunCVM's, which starts the agent: see guests_files() in run.py
 socat VSOCK-LISTEN:22,reuseaddr,fork TCP:127.0.0.1:22222 &
 socat=$!
 dropbear -F -E -s -p 127.0.0.1:22222 -r /etc/hostkey &

@@ -21,6 +21,8 @@ import fetch
 import images
 import machine
 
+from fastvsock.runcvm import guest_init
+
 PROJECT = Path(__file__).resolve().parents[2]
 BINARY = PROJECT / "build" / "static" / "fastvsock"  # make's
 CANNOT_RUN = 77
@@ -87,6 +89,24 @@ def compile_tests(pytest_arguments: list[str]) -> None:
     machine.report("tests compiled", began)
 
 
+def guests_files(binary: bytes, out: Path) -> list[images.Entry]:
+    """Return what the guest has of RunCVM's bundle: the static binary, and the script that starts it as the agent.
+
+    The script is made as RunCVM's launcher makes it, by its function after `install` has edited that. Port 22 stays
+    with the guest's own socat.
+    """
+    source = (PROJECT / "tests/runcvm/init/document.sh").read_text()
+    source = source.replace(":22,", ":2022,").replace("/dev/console", "/tmp/agent.log")
+    script = out / "runcvm-init"
+    edited = f"{guest_init.start_agent(source)}\nwrite_init {shlex.quote(str(script))}\n"
+    subprocess.run(["sh", "-e", "-c", edited], env=os.environ | {"RUNCVM_GUEST": "/.runcvm/guest"}, check=True)
+    return [
+        *(images.folder(path) for path in (".runcvm", ".runcvm/guest", ".runcvm/guest/bin")),
+        images.file(".runcvm/guest/bin/fastvsock", binary, 0o755),
+        images.file("runcvm-init", script.read_bytes(), 0o755),
+    ]
+
+
 def command_line(options: argparse.Namespace, pytest_arguments: list[str]) -> str:
     """Return what L1 shall run: a shell script, whose status is the first one that is not 0."""
     lines = [f"PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH", "status=0"]
@@ -128,7 +148,7 @@ def main() -> int:
     try:
         with images.locked(out / ".lock", wait=False):
             command = command_line(options, pytest_arguments)
-            images.write_cpio(out / "initrd2-more", [images.file("bin/fastvsock", options.binary.read_bytes(), 0o755)])
+            images.write_cpio(out / "initrd2-more", guests_files(options.binary.read_bytes(), out))
             environment = machine.passed_on() | {"FASTVSOCK_VM_CACHE": str(images.cache_folder())}
             machine.write_command(out, command, PROJECT, environment)
             return machine.boot_and_run(built, out, options.timeout)

@@ -35,7 +35,7 @@ def processes_with(mark: str) -> int:
 
 
 def test_the_agent_is_the_static_binary_and_there_is_no_python() -> None:
-    assert said("readlink /proc/$PPID/exe; ls /bin /usr/bin | grep -c python; :") == b"/bin/fastvsock\n0"
+    assert said("readlink /proc/$PPID/exe; ls /bin /usr/bin | grep -c python; :") == b"/.runcvm/guest/bin/fastvsock\n0"
     assert fastvsock.Guest(GUEST.uds).info()["version"] == fastvsock.__version__
 
 

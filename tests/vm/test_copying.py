@@ -24,7 +24,7 @@ HOSTILE_PORT = 1500
 END_THE_COPY = """
 until [ "$(stat -c %s "$1"/.fastvsock-* 2>/dev/null || echo 0)" -gt 1048576 ]; do sleep 0.1; done
 for folder in /proc/[0-9]*; do
-    [ "$(readlink $folder/exe)" = /bin/fastvsock ] || continue
+    [ "$(readlink $folder/exe)" = /.runcvm/guest/bin/fastvsock ] || continue
     [ "$(cut -d' ' -f4 $folder/stat)" = $PPID ] && kill -9 ${folder#/proc/}
 done
 """
