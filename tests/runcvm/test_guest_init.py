@@ -59,7 +59,8 @@ def run_guest(text: str, folder: Path, status: int) -> list[str]:
         "CALLS": str(calls),
         "VERSION_STATUS": str(status),
     }
-    command = [shell, "-c", f"sleep() {{ :; }}\n{script}\nwait"]
+    # A pause of the agent's loop takes no time; another one ends the loop that it is in.
+    command = [shell, "-c", f'sleep() {{ [ "$1" = 1 ] || exit; }}\n{script}\nwait']
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=HANG, check=False)
     assert "not found" not in done.stderr
 
@@ -105,7 +106,6 @@ def test_the_edit_only_adds_lines_and_is_made_once(shape: str) -> None:
 
 SOCAT = "socat VSOCK-LISTEN:22,fork TCP:127.0.0.1:22222 &\n"
 UNKNOWN = {
-    "two listeners": SOCAT + SOCAT.replace("22,", "23,"),
     "another target": SOCAT.replace("TCP:127.0.0.1:22222", "EXEC:/bin/sh"),
     "a list of commands": f"true && {SOCAT}",
     "a pipeline": SOCAT.replace(" &", " | cat &"),
@@ -113,6 +113,12 @@ UNKNOWN = {
     "a condition": f"if {SOCAT[:-2]}; then :; fi\n",
     "a command in the words": SOCAT.replace("127.0.0.1", "$(address)"),
     "line ends of another system": SOCAT.replace("\n", "\r\n"),
+    "a program that leaves it in the background": f"setsid -f {SOCAT[:-3]}\n",
+    "another command in its line": f"{SOCAT[:-1]} echo started\n",
+    "a line of inittab(5)": f"::respawn:/usr/bin/{SOCAT[:-3]}\n",
+    "a line of a service's file": f"ExecStart=/usr/bin/{SOCAT[:-3]}\n",
+    "a line of another language": f"command: {SOCAT}",
+    "a command that edits a script": f"sed -i '2i {SOCAT[:-1]}' /init\n",
 }
 
 
@@ -145,6 +151,38 @@ def test_other_spellings_of_the_same_are_edited_in_the_same_place(what: str) -> 
     opening = next(number for number, line in enumerate(lines) if line.startswith("("))
     assert lines[opening + 1].startswith("  # fastvsock:")
     assert lines[opening + 4] == f"      {AGENT} --forward 22=127.0.0.1:22222 || :"
+
+
+IN_LINE = {
+    "nohup and setsid": f"nohup setsid {SOCAT}",
+    "exec": f"  exec {SOCAT[:-3]} 2>/dev/null\n",
+    "variables of its environment": f"A=1 B='2' {SOCAT}",
+    "a test before it": f"[ -x /bin/sh ] && {SOCAT}",
+    "a group": f"{{ {SOCAT[:-3]}; }} >/dev/null &\n",
+    "a subshell": f"( {SOCAT[:-3]} 2>/dev/null ) >/dev/null &\n",
+    "a loop": f"while :; do {SOCAT[:-3]}; sleep 2; done &\n",
+    "its number kept": f"{SOCAT[:-1]} SOCAT_PID=$!\necho $SOCAT_PID\n",
+    "output to a file in a variable": f'LOG=/dev/null\n{SOCAT[:-2]} >> "$LOG" 2>&1 &\n',
+    "ports in variables": "A=22 B=22222\n" + SOCAT.replace(":22,", ":$A,").replace(":22222", ":${B}"),
+    "TCP-CONNECT": SOCAT.replace("TCP", "TCP4-CONNECT"),
+    "a variable with another value by default": f"${{NONE:-socat}} {SOCAT[6:]}",
+    "no newline": SOCAT[:-1],
+    "branches": f"if [ -e /nowhere ]; then\n{SOCAT}elif :; then\n{SOCAT}else\n{SOCAT}fi\n",
+    "another one later": f"{SOCAT}wait\n{SOCAT.replace('socat', ':')}",
+}
+
+
+@pytest.mark.parametrize("what", IN_LINE)
+def test_other_spellings_in_a_line_of_their_own_start_the_agent_or_else_socat(what: str, tmp_path: Path) -> None:
+    new = start_agent(IN_LINE[what])
+    agent = "fastvsock agent --forward 22=127.0.0.1:22222"
+    assert run_guest(new, tmp_path / "agent", 0) == [agent] * 3
+    assert [line.split()[0] for line in run_guest(new, tmp_path / "socat", 2)][:1] == ["socat"]
+
+
+def test_each_of_two_documents_has_the_agent() -> None:
+    documents = "".join(f"cat > /{name} << 'END'\n{SOCAT}END\n" for name in "ab")
+    assert start_agent(documents).count(f"{AGENT} --forward 22=") == 2
 
 
 def test_a_subshell_that_does_more_is_left_as_it_is_around_the_line_of_socat() -> None:

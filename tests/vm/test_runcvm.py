@@ -1,4 +1,4 @@
-"""RunCVM's init script as `install` edits it, in a real guest: it started the agent there, and leads to a real dropbear."""
+"""RunCVM's init script as `install` edits it has started the agent of a real guest, and leads to a real dropbear."""
 
 import os
 import subprocess

@@ -10,28 +10,66 @@ no backslash, and so means the same with quotes around the document's end mark a
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from . import shapes, shell
 from .binary import PROGRAM
 from .script_edits import MARK, Unknown
+from .shapes import NAME
 
 AGENT = f"/.runcvm/guest/{PROGRAM} agent"  # where every guest has the bundle
-LISTENING = re.compile(r"VSOCK-LISTEN:(\d+)", re.I)
+# A here-document without quotes has a backslash before the dollar sign.
+VALUE = rf"\\?\$(?:{NAME}|\{{{NAME}\}})"
+LISTENING = re.compile(rf"VSOCK-LISTEN:(\d+|{VALUE})", re.I)
 OPTIONS = r"(?:,[\w.=-]+)*"
 ADDRESSES = re.compile(
-    rf"""["']?VSOCK-LISTEN:(?P<port>\d+){OPTIONS}["']?\s+["']?TCP4?:(?P<target>[\w.-]+:\d+){OPTIONS}["']?(?=\s|$)""",
-    re.I,
+    rf"""["']?VSOCK-LISTEN:(?P<port>\d+|{VALUE}){OPTIONS}["']?\s+
+    ["']?TCP4?(?:-CONNECT)?:(?P<target>(?:[\w.-]+|{VALUE}):(?:\d+|{VALUE})){OPTIONS}["']?(?=[\s;)]|$)""",
+    re.I | re.X,
 )
-PROGRAM_WORDS = re.compile(r"(?!(?:if|elif|while|until|then|else|do|time|case|!)\s)[^;&|<>()`#]+")
+# Before the addresses: a test, variables of the environment, and then a program with its options.
+BEFORE = re.compile(
+    rf"""(?:\[\s[^]]*\s\]\s*&&\s*)?(?:{NAME}=\S*\s+)*(?!(?:if|elif|while|until|then|else|do|time|case|!)\s)
+    (?P<program>["']?(?:[\w./]|{VALUE}|\$\{{[^}}]*\}})(?:[\w./-]|{VALUE}|\$\{{[^}}]*\}})*["']?(?:\s[^;&|<>()`#]*)?)""",
+    re.X,
+)
+LEAVES_IT = re.compile(r"(?:\S*/)?(?:setsid|start-stop-daemon)\s")  # in the background, without an `&`
 PATH = shapes.Command("value", "PATH")
 NOT_RUN = re.compile(r"#|(?:log\w*|echo|printf)\s")
-TAIL = re.compile(r"(?P<output>(?:\s*(?:[12]?>>?|&>>?|<)\s*(?:&[12]|[\w./-]+))*)\s*(?P<background>&?)\s*(?:#.*)?")
+FILE = rf"(?:&[12]|[\"']?(?:[\w./-]|{VALUE})+[\"']?)"
+TAIL = re.compile(
+    rf"(?P<output>(?:\s*(?:[12]?>>?|&>>?|<)\s*{FILE})*)\s*(?P<background>(?:&(?:\s*{NAME}=\\?\$!)?)?)\s*(?:#.*)?"
+)
+# Around one command, in one line.
+COMPOUNDS = [
+    re.compile(pattern + TAIL.pattern)
+    for pattern in (
+        r"\{\s+(?P<inner>.*);\s*\}",
+        r"\(\s*(?P<inner>.*?)\s*\)",
+        r"while\s+(?::|true)\s*;\s*do\s+(?P<inner>.*?);\s*(?:sleep\s+[\d.]+\s*;\s*)?done",
+    )
+]
+BRANCH = re.compile(r"(?:(?P<opens>if|case)|(?P<closes>fi|esac)|(?P<turns>else|elif))\b")
+
+
+@dataclass(frozen=True)
+class Start:
+    """How a statement starts socat: the agent's option for the same ports, where its output goes, and what follows."""
+
+    forward: str
+    output: str
+    background: str
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether it means the same in another place of the script."""
+        return "$" not in f"{self.forward}{self.output}{self.background}"
 
 
 def guest_ports(scripts: Iterable[str]) -> set[str]:
     """The ports of AF_VSOCK where the guest listens, as the scripts that are run in it have them."""
-    return {match for text in scripts for match in LISTENING.findall(text)}
+    return {match for text in scripts for match in LISTENING.findall(text) if match.isdigit()}
 
 
 def starts_socat(text: str) -> bool:
@@ -56,22 +94,59 @@ def start_agent(text: str) -> str:
         raise Unknown("it has carriage returns, with which no shell runs it")
     statements = list(shell.statements(text))
     found = [number for number, item in enumerate(statements) if _is_start(item)]
-    if len(found) != 1:
-        raise Unknown(f"it starts socat on a vsock port in {len(found)} places")
-    item = statements[found[0]]
-    addresses = ADDRESSES.search(item.code)
-    if addresses is None:
-        raise Unknown(f"socat joins a vsock port to something else than a TCP port: {item.code!r}")
-    tail = TAIL.fullmatch(item.code, addresses.end())
-    if tail is None or not PROGRAM_WORDS.fullmatch(item.code[: addresses.start()].strip()):
-        raise Unknown(f"socat is part of a larger command: {item.code!r}")
-    forward = f"--forward {addresses['port']}={addresses['target']}"
-    opening = _subshell(statements, found[0])
+    if not found:
+        raise Unknown("it starts no socat on a vsock port")
+    chosen = found[:1]
+    for number in found[1:]:  # one that comes after another finds the port taken, as it did before
+        if _are_alternatives(statements[chosen[-1] + 1 : number]):
+            chosen.append(number)
+    for number in reversed(chosen):
+        text = _with_agent(text, statements, number)
+    return text
+
+
+def _with_agent(text: str, statements: list[shell.Statement], number: int) -> str:
+    """`text` with the agent in the place of one statement."""
+    item = statements[number]
+    start = _start(item.code)
+    opening = _subshell(statements, number) if start.is_constant else None
     if opening is None:
-        start = _lines(item, forward, f"done{tail['output']} {tail['background']}".rstrip(), "else", [item.text], "fi")
-        return text[: item.start] + start + text[item.end :]
+        socat = item.text if item.text.endswith("\n") else f"{item.text}\n"
+        end = f"done{start.output} {start.background}".rstrip()
+        return text[: item.start] + _lines(item, start.forward, end, "else", [socat], "fi") + text[item.end :]
     inside = statements[opening + 1]
-    return text[: inside.start] + _lines(inside, forward, f"done{tail['output']}", "fi") + text[inside.start :]
+    return text[: inside.start] + _lines(inside, start.forward, f"done{start.output}", "fi") + text[inside.start :]
+
+
+def _start(code: str) -> Start:
+    """How a statement starts socat. Raises `Unknown` if it does more, or something else."""
+    compound = next((match for pattern in COMPOUNDS if (match := pattern.fullmatch(code))), None)
+    inner, output, background = compound.group("inner", "output", "background") if compound else (code, "", "")
+    addresses = ADDRESSES.search(inner)
+    if addresses is None:
+        raise Unknown(f"socat joins a vsock port to something else than a TCP port: {code!r}")
+    before, tail = BEFORE.fullmatch(inner[: addresses.start()].rstrip()), TAIL.fullmatch(inner, addresses.end())
+    if before is None or tail is None:
+        raise Unknown(f"socat is part of a larger command: {code!r}")
+    background = background or tail["background"]
+    if LEAVES_IT.match(before["program"]) and not background:
+        raise Unknown(f"socat leaves the foreground by itself: {code!r}")
+    return Start(f"--forward {addresses['port']}={addresses['target']}", output + tail["output"], background)
+
+
+def _are_alternatives(between: Sequence[shell.Statement]) -> bool:
+    """Whether what stands before these statements and what stands after them never run both."""
+    depth = lowest = 0
+    for item in between:
+        if "<<" in shell.flat(item.code):  # a here-document begins, and is another script
+            return True
+        for piece in shell.commands(item.code):
+            branch = BRANCH.match(piece)
+            if branch and branch["turns"] and depth == lowest:
+                return True
+            depth += bool(branch and branch["opens"]) - bool(branch and branch["closes"])
+            lowest = min(lowest, depth)
+    return False
 
 
 def _lines(place: shell.Statement, forward: str, *ending: str | list[str]) -> str:
