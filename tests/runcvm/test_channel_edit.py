@@ -60,6 +60,21 @@ def test_the_guest_is_asked_for_the_same_user_directory_and_words_as_bytes(
 
 
 FORK = exec_script("fork")
+
+
+@pytest.mark.parametrize(
+    ("variables", "first"), [({}, "/.runcvm/guest/usr/sbin:"), ({"RUNCVM_PATH": "/a:/b"}, "/a:/b:")]
+)
+def test_the_guests_path_begins_with_the_bundles_programs(
+    variables: dict[str, str], first: str, tmp_path: Path
+) -> None:
+    defaultless = FORK.replace(". $RUNCVM_GUEST/scripts/runcvm-ctr-defaults", "")
+    words = words_of(edited(defaultless), tmp_path, PATH="/usr/bin:/bin", **variables)
+    path = words[words.index("-e") + 1]
+    assert path.startswith(f"PATH={first}")
+    assert path.endswith(":/usr/bin:/bin")
+
+
 OTHER_SPELLINGS = {
     "braces": FORK.replace("'$uidgid'", "'${uidgid}'").replace("'$args_bin'", "'${args_bin}'"),
     "printf for echo": FORK.replace("$(echo -n $cwd | encode)", "$(printf '%s' \"$cwd\" | encode)"),
@@ -69,6 +84,8 @@ OTHER_SPELLINGS = {
     .replace("| encode", "| to_bin"),
     "no quotes around the arguments": FORK.replace('uidgid="$1"', "uidgid=$1").replace('cwd="$2"', "cwd=${2}"),
     "no blank before the environment": FORK.replace("< <(env", "< <( env").replace("-u PWD)", "-u PWD -u OLDPWD )"),
+    "another word for mapfile": FORK.replace("mapfile", "readarray"),
+    "a dbclient that the script waits for": FORK.replace('exec "$DBCLIENT_BIN"', '"$DBCLIENT_BIN"', 1) + "exit $?\n",
     "comments behind the code": FORK.replace('args=("$@")', 'args=("$@")  # all of the words'),
 }  # fmt: skip
 

@@ -136,6 +136,7 @@ UNKNOWN = {
         )
     },
     "a line of the log that does more": FORK.replace("   sleep 0.1", '   sleep 0.1\n   log "on $PROXY_PORT"; FOO=bar'),
+    "its pid used elsewhere": FORK.replace('vsock 22" &\n   PROXY_PID=$!', 'vsock 22" & NUMBER=$!') + "wait $NUMBER\n",
     "the log of the log": FORK.replace("   sleep 0.1", "   sleep 0.1\n   log on >/run/log"),
     "socat's variable and more": FORK.replace('SOCAT_BIN="socat"\n', 'SOCAT_BIN="socat" FOO=bar\n', 1),
     "a choice by socat's name": FORK.replace(
@@ -194,6 +195,13 @@ OTHER_SPELLINGS = {
     "a job that is let go": FORK.replace("   sleep 0.1", "   disown $PROXY_PID\n   usleep 100000"),
     "words about the proxy": FORK.replace("   sleep 0.1", '   echo "on $PROXY_PORT" >&2\n   sleep 0.1'),
     "two in one line": FORK.replace("   PROXY_PID=$!\n", "   PROXY_PID=$!; sleep 0.1\n"),
+    "its pid in socat's own line": FORK.replace('vsock 22" &\n   PROXY_PID=$!', 'vsock 22" & PROXY_PID=$!'),
+    "a session of its own": FORK.replace("   $SOCAT_BIN TCP", "   nohup setsid $SOCAT_BIN TCP"),
+    "its words in a file": FORK.replace('vsock 22" &', 'vsock 22" >> "/tmp/socat.log" 2> /dev/null < /dev/null &'),
+    "a job that is let go by any means": FORK.replace("   sleep 0.1", "   disown 2>/dev/null || true\n   sleep 0.1"),
+    "a pause by busybox": FORK.replace("   sleep 0.1", "   $RUNCVM_GUEST/bin/busybox sleep 0.1"),
+    "a pause by the bundle's program": FORK.replace("   sleep 0.1", "   $RUNCVM_GUEST/bin/sleep 0.1"),
+    "a number": FORK.replace("   PROXY_PORT=$((", "   declare -i PROXY_PORT=$(("),
 }
 
 

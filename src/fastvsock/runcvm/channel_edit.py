@@ -12,11 +12,14 @@ import re
 from collections.abc import Sequence
 
 from . import shell
+from .bundle import FOLDERS
 from .script_edits import CLIENT, MARK, Unknown, has_transport, quoted
 from .shapes import NAME, SETS
 
 # Seconds: a VMM refuses one connection in many, and then takes the next one.
 WAIT = "0.02"
+# The bundle's programs, as the guest sees them.
+PROGRAMS = ":".join(f"/.runcvm/guest/{folder}" for folder in FOLDERS)
 BINARY = re.compile(r"(.*/bin/)(?:fastvsock|runcvm-vsock-connect)")
 VALUE = rf"\$(?:(?:{NAME})|\{{(?:{NAME})\}})"
 ENCODED = rf"\$\(printf\s+(?P<quote>['\"]?)%s\\n(?P=quote)\s+\"\$\{{(?P<list>{NAME})\[@\]\}}\"\s*\|\s*{NAME}\)"
@@ -25,7 +28,7 @@ REMOTE = re.compile(
     rf"""\s"{VALUE}\s+'(?P<user>{VALUE})'\s+'\$\((?:echo\s+-n|printf\s+'?%s'?)\s+"?(?P<directory>{VALUE})"?\s*\|\s*{NAME}\)'"""
     rf"""\s+'(?P<arguments>{VALUE})'\s+'(?P<environment>{VALUE})'"\s*"""
 )
-ENVIRONMENT = r"mapfile\s+-t\s+{name}\s+<\s*<\(\s*env(?:\s+-u\s+(?:_|SHLVL|PWD|OLDPWD))*\s*\)"
+ENVIRONMENT = r"(?:mapfile|readarray)\s+-t\s+{name}\s+<\s*<\(\s*env(?:\s+-u\s+(?:_|SHLVL|PWD|OLDPWD))*\s*\)"
 
 
 def use_channel(text: str) -> str:
@@ -37,8 +40,8 @@ def use_channel(text: str) -> str:
     item = next((item for item in statements if has_transport(shell.words_of(item.code))), None)
     if item is None:
         raise Unknown("it starts dbclient without a connection of its own")
-    command = re.fullmatch(r"(?P<indent>[ \t]*)exec[ \t]+(?P<words>.*?)(?P<end>\s*)", item.text, re.S)
-    words = shell.words_of(item.code)[1:]
+    command = re.fullmatch(r"(?P<indent>[ \t]*)(?P<exec>(?:exec[ \t]+)?)(?P<words>.*?)(?P<end>\s*)", item.text, re.S)
+    words = shell.words_of(item.code)[1 if command and command["exec"] else 0 :]
     binary = BINARY.fullmatch(words[0]) if command and words else None
     if command is None or binary is None or "--" not in words:
         raise Unknown("the static binary does not become dbclient there")
@@ -49,7 +52,7 @@ def use_channel(text: str) -> str:
     at = words.index("--")
     what = _same(item.code, words[at + 1 :], statements)
     lines = (
-        f"exec {quoted(binary[1] + 'fastvsock')} exec --wait {WAIT} --or-else",
+        f"{command['exec']}{quoted(binary[1] + 'fastvsock')} exec --wait {WAIT} --or-else",
         f"  {command['words']} ';'",
         f"  {what} {quoted(words[at - 2])} -- {_arguments(item.code, statements)}",
     )
@@ -75,7 +78,7 @@ def _same(code: str, client: Sequence[str], statements: Sequence[shell.Statement
         [
             "-i",
             *_terminal(client, statements),
-            '--clear-env --preserve-env -e "PATH=${RUNCVM_PATH:+$RUNCVM_PATH:}$PATH"',
+            f'--clear-env --preserve-env -e "PATH=${{RUNCVM_PATH:-{PROGRAMS}}}:$PATH"',
             f'-u "${{{user}%:*}}" --groups "${{{user}##*:}}" -w "${directory}"',
         ]
     )

@@ -159,8 +159,10 @@ def _global_proxy(statements: list[shell.Statement]) -> list[tuple[int, SocatPro
 
 def _socat(code: str) -> SocatProxy | None:
     """What a statement starts in the background, if it is socat between a TCP port and the transport."""
-    background = re.fullmatch(r"(.*[^&|;])&\s*(?:#.*)?", code)
-    words = shell.words_of(background.group(1)) if background else []
+    background = re.fullmatch(rf"(.*[^&|;])&\s*(?:{NAME}=\$!\s*)?(?:#.*)?", code)
+    words = shell.words_of(re.sub(r"(?<=[<>])[ \t]+", "", background.group(1))) if background else []
+    while words[:1] in (["nohup"], ["setsid"]):
+        del words[0]
     if not words or "socat" not in words[0].lower():
         return None
     ports = [m.group(1) for word in words if (m := re.match(r"TCP4?(?:-LISTEN|-L):([^,]+)", word, re.I))]
@@ -198,7 +200,7 @@ def _kept(block: list[shell.Statement], spec: SocatProxy, others: list[shell.Sta
     """The statements of the block that do not concern the proxy. Raises `Unknown` for one that may."""
     gone = _of_proxy(block, spec)
     dropped = {id(item) for item in gone}
-    names = {m.group(1) for item in gone if (m := re.match(rf"{SETS}({NAME})=", item.code))}
+    names = {name for item in gone for name in re.findall(rf"(?:^|&\s*){SETS}({NAME})=", item.code)}
     kept = []
     for item in block[:-1]:
         if id(item) in dropped or not item.code or item.code.startswith("#"):

@@ -11,16 +11,16 @@ from dataclasses import dataclass
 from . import shell
 
 NAME = r"[A-Za-z_]\w*"
-SETS = r"(?:(?:local|export|declare|typeset|readonly)\s+)?"
+SETS = r"(?:(?:local|export|declare|typeset|readonly)\s+(?:-\w+\s+)?)?"
 WORDS = r"\s[^;&|<>()]*"
 LOOKED_FOR = r"(?:command\s+-v|which|type|hash)\s+\S+(?:\s*(?:[12&]?>\s*/dev/null|2>&1))*"
 KINDS = {
     "nothing": r"",
     "condition": rf"(?:el)?if\s+(?:!\s*)?(?:{LOOKED_FOR}|\[\[?\s+(?:!\s+)?-\w\s+\S+\s+\]\]?)",
     "end": r"fi|exit\s+\d+|:",
-    "pause": r"(?:/\S+/)?u?sleep\s+[\d.]+s?",
+    "pause": r"(?:(?:\S+/)?busybox\s+)?(?:[^\s=]+/)?u?sleep\s+[\d.]+s?",
     "pid": rf"{SETS}(?P<pid>{NAME})=\$!",
-    "disowning": r"disown(?:\s+\S+)?",
+    "disowning": r"disown(?:\s+[^\s>]+)?(?:\s+2>\s*/dev/null)?(?:\s*\|\|\s*(?:true|:))?",
     "value": rf"{SETS}(?P<value>{NAME})=[^\s;&|<>()]*",
     "declaration": rf"local(?:\s+{NAME})+",
     "log": rf"log\w*{WORDS}",
