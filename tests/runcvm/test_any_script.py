@@ -1,4 +1,4 @@
-"""RunCVM's scripts with anything done to them: an edit is read by each shell that read the script, and can be undone."""
+"""RunCVM's scripts with anything done to them: shells that read them read them after an edit, which can be undone."""
 
 import subprocess
 from collections.abc import Callable
@@ -49,6 +49,7 @@ CHANGES = st.lists(st.tuples(st.sampled_from(DEEDS), st.integers(0, 70), LINES),
 ENDINGS = st.sampled_from([("\n", "\n"), ("\n", ""), ("\r\n", "\r\n")])
 EXECS = list(map(exec_script, SHAPES))
 STARTS = [(SHELL_SCRIPTS / f"init/{name}.sh").read_text() for name in INITS]
+STARTS.append("#!/bin/sh\nsocat VSOCK-LISTEN:22,fork TCP:127.0.0.1:22222 &\n")
 DEFAULTS = [(SHELL_SCRIPTS / f"defaults/{name}.sh").read_text() for name in ALIASES]
 
 

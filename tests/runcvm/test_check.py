@@ -88,6 +88,11 @@ def crashing(path: str) -> Callable[[Path], None]:
     return deed
 
 
+def broken(launcher: str) -> str:
+    """The launcher with an end before its program is started."""
+    return launcher.replace("\nself=$0\n", "\nexit 3\n", 1)
+
+
 DEEDS: dict[str, tuple[Callable[[Path], None], str, str, str]] = {
     "no linker": (without("lib/ld"), "linker", "failed", "lib/ld is not there"),
     "no tar": (without("bin/tar"), "tar", "failed", "kubectl cp cannot work"),
@@ -126,7 +131,13 @@ DEEDS: dict[str, tuple[Callable[[Path], None], str, str, str]] = {
         "the shape of scripts/runcvm-ctr-exec is unknown",
     ),
     "no launcher": (without(LAUNCHER), "launcher", "failed", "is not there"),
-    "a launcher that fails": (written(LAUNCHER, "#!/bin/sh\nexit 3\n"), "launcher", "failed", "run directly"),
+    "a launcher that fails": (written(LAUNCHER, "#!/bin/sh\nexit 3\n"), "launcher", "failed", "its first lines differ"),
+    "a launcher that breaks down": (
+        lambda bundle: put(bundle / LAUNCHER, broken((bundle / LAUNCHER).read_text()), 0o755),
+        "launcher",
+        "failed",
+        f"{LAUNCHER} does not run directly: ",
+    ),
     "a launcher that may not run": (
         lambda bundle: (bundle / LAUNCHER).chmod(0o600),
         "launcher",

@@ -7,6 +7,7 @@ sh and tail in the same way.
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 
 from ..diagnostics.findings import FAILED, OK, REINSTALL, WARNING, Finding, looked
 from ..diagnostics.machine import engine_finding, python_finding
@@ -28,6 +29,7 @@ TRIALS: dict[str, tuple[list[str], bytes]] = {
     "tail": (["-c+2"], b"data"),
 }
 INSTALL = "run: fastvsock runcvm install"
+OTHER_RELEASE = "if exec or cp fails: run fastvsock runcvm install, and start the VM again, which then has its agent"
 LISTED = f"{', '.join(APPLETS[:-1])} and {APPLETS[-1]}"
 
 ENGINE = """
@@ -142,9 +144,10 @@ def _guest_init(bundle: Bundle) -> Finding:
 
 
 def check_agent(uds: str) -> Finding:
-    """The agent in the guest behind `uds`. A VM that was started before the installation has none."""
+    """The agent in the guest behind `uds`. A VM that was started before the installation has none, or an older one."""
     try:
-        return ask_agent(uds)
+        found = ask_agent(uds)
+        return found if found.state == OK else replace(found, advice=OTHER_RELEASE)
     except ConnectError as error:
         text = f"no agent is reached, so exec goes through dbclient: {error}"
         return Finding("agent", WARNING, text, "start the VM again, if it was started before the installation")
@@ -169,12 +172,11 @@ def _launcher(bundle: Bundle) -> Finding:
         if file is None:
             why = f", and {EXEC} starts it" if path == UMBRELLA else ""
             return Finding("launcher", FAILED, f"{path} is not there{why}", INSTALL)
-        if bundle.foreign:
-            wrong, version = "" if is_launcher(file.data) else ": its first lines differ", ""
-        else:
-            wrong, version = _version(bundle, path)
+        if not is_launcher(file.data):
+            return Finding("launcher", FAILED, f"{path} is not fastvsock's: its first lines differ", INSTALL)
+        wrong, version = ("", "") if bundle.foreign else _version(bundle, path)
         if wrong:
-            return Finding("launcher", FAILED, f"{path} is not fastvsock's{wrong}", INSTALL)
+            return Finding("launcher", FAILED, f"{path} does not run {wrong}", INSTALL)
         said.append(f"{path} ({version})")
     if bundle.foreign:
         return _untried("launcher", CONNECT, bundle)
@@ -191,7 +193,7 @@ def _version(bundle: Bundle, path: str) -> tuple[str, str]:
         ran = run([*command, "--version"])
         said = ran.out.strip()
         if ran.wrong or not said.startswith(f"{name} "):
-            return f", run {way}: {ran.wrong or repr(said)}", ""
+            return f"{way}: {ran.wrong or repr(said)}", ""
     return "", said
 
 
@@ -202,12 +204,14 @@ def _interpreter(bundle: Bundle) -> list[str]:
 
 
 def _has_binary(bundle: Bundle) -> bool:
-    """Whether the launcher becomes the static binary, and so needs no Python."""
+    """Whether the bundle needs no Python: the launcher becomes the static binary, or did until RunCVM was upgraded."""
     try:
-        file = bundle.root.read(CONNECT)
+        launcher, program = bundle.root.read(CONNECT), bundle.root.read(PROGRAM)
     except BundleError:  # which the look at the launcher reports
         return False
-    return file is not None and becomes_binary(file.data)
+    if launcher is not None and is_launcher(launcher.data):
+        return becomes_binary(launcher.data)
+    return program is not None and is_binary(program.data)
 
 
 def _binary(bundle: Bundle) -> Finding:
