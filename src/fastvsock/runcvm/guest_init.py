@@ -6,7 +6,7 @@ a guest may be made of a cached root file system, in which the binary is missing
 is started, as before.
 
 The text may be a here-document of the script that writes `/init`. What is inserted has no dollar sign, no backquote and
-no backslash, and so means the same with quotes around the document's end mark and without.
+no backslash but those of socat's own line, and so means the same with quotes around the document's end mark and without.
 """
 
 import re
