@@ -6,7 +6,7 @@ a guest may be made of a cached root file system, in which the binary is missing
 is started, as before.
 
 The text may be a here-document of the script that writes `/init`. What is inserted has no dollar sign, no backquote and
-no backslash but those of socat's own line, and so means the same with quotes around the document's end mark and without.
+no backslash but those of socat's line, and so means the same with quotes around the document's end mark and without.
 """
 
 import re
@@ -93,16 +93,28 @@ def start_agent(text: str) -> str:
     if "\r" in text:
         raise Unknown("it has carriage returns, with which no shell runs it")
     statements = list(shell.statements(text))
-    found = [number for number, item in enumerate(statements) if _is_start(item)]
-    if not found:
-        raise Unknown("it starts no socat on a vsock port")
-    chosen = found[:1]
-    for number in found[1:]:  # one that comes after another finds the port taken, as it did before
-        if _are_alternatives(statements[chosen[-1] + 1 : number]):
-            chosen.append(number)
-    for number in reversed(chosen):
+    for number in reversed(_places(text, statements)):
         text = _with_agent(text, statements, number)
     return text
+
+
+def _places(text: str, statements: list[shell.Statement]) -> list[int]:
+    """The statements that start socat, but for those that come after another, and so find its port taken: they stay."""
+    documents = shell.document_spans(text)
+
+    def document(number: int) -> tuple[int, int] | None:
+        start = statements[number].start
+        return next((span for span in documents if span[0] <= start < span[1]), None)
+
+    chosen: list[int] = []
+    for number in (number for number, item in enumerate(statements) if _is_start(item)):
+        last = chosen[-1] if chosen else number
+        apart = not chosen or document(last) != document(number)  # a here-document is a script of its own
+        if apart or _are_alternatives(statements[last + 1 : number]):
+            chosen.append(number)
+    if not chosen:
+        raise Unknown("it starts no socat on a vsock port")
+    return chosen
 
 
 def _with_agent(text: str, statements: list[shell.Statement], number: int) -> str:
@@ -138,8 +150,6 @@ def _are_alternatives(between: Sequence[shell.Statement]) -> bool:
     """Whether what stands before these statements and what stands after them never run both."""
     depth = lowest = 0
     for item in between:
-        if "<<" in shell.flat(item.code):  # a here-document begins, and is another script
-            return True
         for piece in shell.commands(item.code):
             branch = BRANCH.match(piece)
             if branch and branch["turns"] and depth == lowest:

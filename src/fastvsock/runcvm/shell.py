@@ -35,11 +35,15 @@ def statements(text: str) -> list[Statement]:
     return found
 
 
+def document_spans(text: str) -> list[tuple[int, int]]:
+    """Where the here-documents of a script begin and end: the lines between ``<< WORD`` and WORD."""
+    found = re.finditer(r"(?<!<)<<-?[ \t]*(['\"]?)(\w+)\1[^\n]*\n(.*?)^\t*\2$", text, re.S | re.M)
+    return [match.span(3) for match in found]
+
+
 def documents(text: str) -> list[str]:
-    """The here-documents of a script: what stands in the lines between ``<< WORD`` and WORD."""
-    return [
-        match[3] for match in re.finditer(r"(?<!<)<<-?[ \t]*(['\"]?)(\w+)\1[^\n]*\n(.*?)^\t*\2$", text, re.S | re.M)
-    ]
+    """The here-documents of a script."""
+    return [text[start:end] for start, end in document_spans(text)]
 
 
 def words_of(code: str) -> list[str]:
