@@ -168,7 +168,7 @@ IN_LINE = {
     "a variable with another value by default": f"${{NONE:-socat}} {SOCAT[6:]}",
     "no newline": SOCAT[:-1],
     "branches": f"if [ -e /nowhere ]; then\n{SOCAT}elif :; then\n{SOCAT}else\n{SOCAT}fi\n",
-    "another one later, behind a document": f"{SOCAT}wait; cat << END >/dev/null\nx\nEND\n{SOCAT.replace('socat', ':')}",
+    "another one behind a document": f"{SOCAT}wait; cat << END >/dev/null\nx\nEND\n{SOCAT.replace('socat', ':')}",
     "another one later": f"{SOCAT}wait\n{SOCAT.replace('socat', ':')}",
 }
 
