@@ -62,14 +62,10 @@ def test_the_guest_is_asked_for_the_same_user_directory_and_words_as_bytes(
 FORK = exec_script("fork")
 
 
-@pytest.mark.parametrize(
-    ("variables", "first"), [({}, "/.runcvm/guest/usr/sbin:"), ({"RUNCVM_PATH": "/a:/b"}, "/a:/b:")]
-)
-def test_the_guests_path_begins_with_the_bundles_programs(
-    variables: dict[str, str], first: str, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize(("given", "first"), [("", "/.runcvm/guest/usr/sbin:"), ("/a:/b", "/a:/b:")])
+def test_the_guests_path_begins_with_the_bundles_programs(given: str, first: str, tmp_path: Path) -> None:
     defaultless = FORK.replace(". $RUNCVM_GUEST/scripts/runcvm-ctr-defaults", "")
-    words = words_of(edited(defaultless), tmp_path, PATH="/usr/bin:/bin", **variables)
+    words = words_of(edited(defaultless), tmp_path, PATH="/usr/bin:/bin", RUNCVM_PATH=given)
     path = words[words.index("-e") + 1]
     assert path.startswith(f"PATH={first}")
     assert path.endswith(":/usr/bin:/bin")
