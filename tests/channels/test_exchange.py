@@ -304,6 +304,20 @@ def test_nothing_is_waited_for_by_turning_round_and_round(rig: Rig) -> None:
     assert sum(os.times()[:2]) - before < 0.2
 
 
+def test_a_descriptor_whose_stream_has_ended_is_watched_no_more(rig: Rig) -> None:
+    """Its owner may close it, and its number may be another's then."""
+    os.set_blocking(rig.out_target, False)
+    rig.exchange.add_target(1, rig.out_target)
+    rig.peer.sock.sendall(frames.end_frame(1, 0))
+    assert rig.run() == (exchange.DELIVERED, 1, 0)
+    read_end, nobody_reads_it = rig.pipe()
+    os.close(read_end)
+    os.dup2(nobody_reads_it, rig.out_target)
+    rig.settle()
+    os.close(rig.out_target)
+    rig.settle()
+
+
 def test_modes_of_descriptors_are_left_as_they_were(rig: Rig) -> None:
     rig.use_pipes()
     assert all(map(os.get_blocking, (rig.source, rig.out_target, rig.err_target)))

@@ -535,6 +535,7 @@ cdef class Exchange:
         cdef Target *target = &self.targets[stream]
         if target.ended and not (target.end or target.over):
             target.over = True
+            target.fd = -1  # its owner may close it now, and the number may become another's
             self.report(DELIVERED, stream, target.count)
 
     cdef void lose(self, int stream, int number) noexcept nogil:

@@ -261,6 +261,7 @@ class Exchange:
         target, incoming = self._targets[stream], self._frames.incoming[stream]
         if incoming.ended and not (target.held or target.over):
             target.over = True
+            target.fd = -1  # its owner may close it now, and the number may become another's
             self._events.append((DELIVERED, stream, incoming.count))
 
     def _transmit(self) -> bool:
