@@ -1,9 +1,9 @@
 """What a user of kubectl waits for: `kubectl cp` and `kubectl exec` into a guest, by each way, and with no guest.
 
 The real kubectl speaks to the API server of the tests, which runs RunCVM's scripts as a CRI would. The guest is this
-machine, behind the emulator, or behind the agent alone. A way into it is a class of tests/support/ways.py, or one here
-that only figures need. `floor` is the reference: the API server runs the same command itself. The time is from
-kubectl's start to its end.
+machine, and what serves a way there listens on the VMM's socket itself, as in ways.py: an emulator in Python would
+limit the copies. A way into the guest is a class of tests/support/ways.py, or one here that only figures need. `floor`
+is the reference: the API server runs the same command itself. The time is from kubectl's start to its end.
 """
 
 import filecmp
@@ -13,8 +13,10 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from . import ways as transports
 from .measures import MIB, Measure, unit
@@ -27,17 +29,18 @@ sys.path.insert(0, str(HERE.parents[1] / "tests" / "vm"))
 import fetch
 import images
 
+from support import started
 from support.apiserver import NAME
 from support.bundles import put
 from support.kubectl import Pod, inside, pod, processes_about
-from support.ssh import find
+from support.ssh import Guest, find
 from support.ways import WAYS, Channels, Dropbear, Way
 
 SLOWEST = 400.0  # seconds; more is a fault
 
 
 class StaticChannels(Channels):
-    """With the static binary itself, which is what is installed, and no emulator, which would limit the copies."""
+    """With the static binary itself, which is what is installed, and with the agent where the emulator would be."""
 
     def missing(self) -> str:
         """Return what this machine lacks."""
@@ -52,7 +55,26 @@ class StaticChannels(Channels):
         return [program, "agent", "--listen", f"unix:{uds}"]
 
 
-class Socats(Dropbear):
+class DirectDropbear(Dropbear):
+    """With an inetd in C that becomes dropbear, where the emulator would be."""
+
+    @contextmanager
+    def guest(self, folder: Path) -> Iterator[Guest]:
+        """The inetd, which answers CONNECT."""
+        keys = folder / "keys"
+        with ExitStack() as undo:
+
+            def start(words: list[str], **options: Any) -> None:
+                child = undo.enter_context(started(words, stdin=subprocess.DEVNULL, stderr=None, **options))
+                assert child.stdout.readline() == b"ready\n"
+
+            undo.enter_context(transports.keys_in(keys))
+            server = transports.Dropbear(folder, keys)
+            server.serve(start)
+            yield Guest(server.uds, "root", str(keys / "key.dropbear"))
+
+
+class Socats(DirectDropbear):
     """RunCVM's script as it was: dbclient to a TCP port on which a socat starts the transport, which is three more.
 
     The first socat stays when the exec has ended. Its streams are /dev/null here, else the exec would wait for them.
@@ -74,7 +96,7 @@ class Socats(Dropbear):
         (bundle / "bin/tar").symlink_to("busybox")
 
 
-ALL: dict[str, Way] = {way.name: way for way in (*WAYS, StaticChannels(), Socats())}
+ALL: dict[str, Way] = {way.name: way for way in (*WAYS, DirectDropbear(), StaticChannels(), Socats())}
 VERSIONS = {"floor": lambda: f"kubectl {fetch.KUBECTL_VERSION}", "channels": our_version, "socats": socat_version}
 PEERS = [
     Peer(name, way.title, "kubectl", list[str], way.missing, VERSIONS.get(name, transports.Dropbear.version))

@@ -54,6 +54,9 @@ def test_a_copy_arrives_by_every_way(tmp_path: Path, peer: Peer, name: str) -> N
         sample = stage.take(small(name), peer, True)
         assert sample.seconds
         assert sample.seconds > 0
+        serving = kubectl.processes_about(tmp_path)
+        assert serving
+        assert not any("emulate" in process for process in serving), "the emulator's speed would be measured"
 
 
 class Liar(Floor):

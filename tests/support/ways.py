@@ -98,11 +98,15 @@ class Dropbear(Way):
     @contextmanager
     def ready(self, folder: Path) -> Iterator[Exec]:
         """A bundle, and a guest with a dropbear."""
-        with shell_guest(folder) as guest:
+        with self.guest(folder) as guest:
             bundle = self.bundle(folder / "bundle", guest)
             script = str(bundle / "scripts/runcvm-ctr-exec")
             environment = os.environ | {"RUNCVM_GUEST": str(bundle), "KEY": guest.key, "PATH": path_of(bundle)}
             yield Exec(folder, [str(bundle / "bin/bash"), "-e", script, *RUNTIME], environment)
+
+    def guest(self, folder: Path) -> AbstractContextManager[Guest]:
+        """What stands for the VMM, with dropbear behind it."""
+        return shell_guest(folder)
 
     def bundle(self, folder: Path, guest: Guest) -> Path:
         """A bundle whose exec script leads to that guest."""
