@@ -17,9 +17,11 @@ def edited(script: str, proxy: bool = False) -> str:
     return use_channel(end_proxy(script, proxy, binary=True))
 
 
-def words_of(script: str, folder: Path, *arguments: str, **variables: str) -> list[str]:
-    """What a script calls `fastvsock` with, or what stands in its place."""
+def words_of(script: str, folder: Path, *arguments: str, tr: bool = True, **variables: str) -> list[str]:
+    """What a script calls `fastvsock` with, or what stands in its place. Without `tr` that one fails."""
     bundle = make_bundle(folder / "bundle")
+    if not tr:
+        put(bundle / "usr/bin/tr", "not for this machine", 0o755)
     put(bundle / EXEC, script, 0o755)
     for name in ("fastvsock", "runcvm-vsock-connect"):
         put(bundle / "bin" / name, RECORD, 0o755)
@@ -57,6 +59,33 @@ def test_the_guest_is_asked_for_the_same_user_directory_and_words_as_bytes(
         *["-u", "1000:1001", "--groups", "7,8", "-w", "/some  where/Ä"],
         *["/run/firecracker.vsock", "--", "-x", *words],
     ]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_what_dbclient_would_need_is_encoded_without_a_process(shape: str, tmp_path: Path) -> None:
+    assert fallback(words_of(edited(exec_script(shape)), tmp_path, tr=False))
+
+
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
+def test_it_is_encoded_to_the_same_bytes(locale: str, tmp_path: Path) -> None:
+    words = ["Ä", "… .txt", "two\nlines\n", "", "\t 'b' \"c\" \\ $HOME `id` ; * & %s", "\udc80\udc85\udcff"]
+    asked = []
+    for name, script in (("before", end_proxy(FORK, binary=True)), ("after", edited(FORK))):
+        arguments = ["1000:1001:7,8", "/some where/Ä", "1", "true", *words]
+        found = fallback(words_of(script, tmp_path / name, *arguments, LC_ALL=locale, ODD="".join(words)))
+        asked.append([word.replace(f"/{name}/", "/") for word in found])
+    assert asked[0] == asked[1]
+    assert "/some\x82where/Ã\x84" in asked[0][-1], "the directory is in dbclient's last word"
+
+
+@pytest.mark.parametrize(("tr", "other"), [("\\204\\205'", "\\204\\206'"), ('  tr "', '  LC_ALL=C tr "')])
+def test_an_encoding_that_is_another_one_stays_as_it_is(tr: str, other: str, tmp_path: Path) -> None:
+    script = FORK.replace(tr, other)
+    assert script != FORK
+    before = words_of(end_proxy(script, binary=True), tmp_path / "before")
+    after = words_of(edited(script), tmp_path / "after")
+    assert [word.replace("/after/", "/before/") for word in fallback(after)] == before
+    assert "fastvsock_encode" not in edited(script)
 
 
 FORK = exec_script("fork")

@@ -13,19 +13,18 @@ from collections.abc import Sequence
 
 from . import shell
 from .bundle import FOLDERS
+from .encoding_edit import DIRECTORY, LIST, encode_directory, encode_lists
 from .script_edits import CLIENT, MARK, Unknown, has_transport, quoted
-from .shapes import NAME, SETS
+from .shapes import NAME, SETS, VALUE
 
 # Seconds: a VMM refuses one connection in many, and then takes the next one.
 WAIT = "0.02"
 # The bundle's programs, as the guest sees them.
 PROGRAMS = ":".join(f"/.runcvm/guest/{folder}" for folder in FOLDERS)
 BINARY = re.compile(r"(.*/bin/)(?:fastvsock|runcvm-vsock-connect)")
-VALUE = rf"\$(?:(?:{NAME})|\{{(?:{NAME})\}})"
-ENCODED = rf"\$\(printf\s+(?P<quote>['\"]?)%s\\n(?P=quote)\s+\"\$\{{(?P<list>{NAME})\[@\]\}}\"\s*\|\s*{NAME}\)"
 # The command for the guest, in double quotes, with each of its words in single ones.
 REMOTE = re.compile(
-    rf"""\s"{VALUE}\s+'(?P<user>{VALUE})'\s+'\$\((?:echo\s+-n|printf\s+'?%s'?)\s+"?(?P<directory>{VALUE})"?\s*\|\s*{NAME}\)'"""
+    rf"""\s"{VALUE}\s+'(?P<user>{VALUE})'\s+'{DIRECTORY}'"""
     rf"""\s+'(?P<arguments>{VALUE})'\s+'(?P<environment>{VALUE})'"\s*"""
 )
 ENVIRONMENT = r"(?:mapfile|readarray)\s+-t\s+{name}\s+<\s*<\(\s*env(?:\s+-u\s+(?:_|SHLVL|PWD|OLDPWD))*\s*\)"
@@ -50,17 +49,17 @@ def use_channel(text: str) -> str:
     if re.search(r"[;&|<>()]|\s#", shell.flat(item.code)):
         raise Unknown("more than dbclient is in its line")
     at = words.index("--")
-    what = _same(item.code, words[at + 1 :], statements)
+    same = _same(item.code, words[at + 1 :], statements)
+    client, first = encode_directory(command["words"], text)
     lines = (
         f"{command['exec']}{quoted(binary[1] + 'fastvsock')} exec --wait {WAIT} --or-else",
-        f"  {command['words']} ';'",
-        f"  {what} {quoted(words[at - 2])} -- {_arguments(item.code, statements)}",
+        f"  {client} ';'",
+        f"  {same} {quoted(words[at - 2])} -- {_arguments(item.code, statements)}",
     )
     lead = command["indent"]
-    new = f"{lead}{MARK} a channel to the guest's agent; where none is reached, dbclient\n"
-    return (
-        text[: item.start] + new + " \\\n".join(f"{lead}{line}" for line in lines) + command["end"] + text[item.end :]
-    )
+    what = f"{MARK} a channel to the guest's agent; where none is reached, dbclient"
+    new = "\n".join(lead + line for line in (what, *first, f" \\\n{lead}".join(lines)))
+    return encode_lists(text[: item.start] + new + command["end"] + text[item.end :])
 
 
 def _same(code: str, client: Sequence[str], statements: Sequence[shell.Statement]) -> str:
@@ -117,7 +116,7 @@ def _remote(code: str) -> re.Match[str]:
 
 def _listed(statements: Sequence[shell.Statement], name: str) -> str:
     """The array whose elements the variable `name` holds in their encoded form."""
-    found = [match for item in statements if (match := re.fullmatch(rf"{SETS}{name}={ENCODED}", item.code))]
+    found = [match for item in statements if (match := re.fullmatch(rf"{SETS}{name}={LIST}", item.code))]
     if len(found) != 1 or len(_assigned(statements, name)) != 1:
         raise Unknown(f"${name} is not made of one array by printf")
     return found[0]["list"]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from . import shell
 
 NAME = r"[A-Za-z_]\w*"
+VALUE = rf"\$(?:(?:{NAME})|\{{(?:{NAME})\}})"
 SETS = r"(?:(?:local|export|declare|typeset|readonly)\s+(?:-\w+\s+)?)?"
 WORDS = r"\s[^;&|<>()]*"
 LOOKED_FOR = r"(?:command\s+-v|which|type|hash)\s+\S+(?:\s*(?:[12&]?>\s*/dev/null|2>&1))*"
