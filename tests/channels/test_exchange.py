@@ -151,6 +151,15 @@ def test_credit_is_given_back_as_bytes_are_delivered(rig: Rig) -> None:
     assert rig.peer.receive() == (frames.CREDIT, 1, (2 * frames.WINDOW).to_bytes(4, "big"))
 
 
+def test_a_stream_in_small_frames_gets_more_credit_once_half_of_it_is_delivered(rig: Rig) -> None:
+    rig.use_pipes()
+    for _ in range(8):
+        rig.peer.send(frames.DATA, 1, bytes(frames.WINDOW // 16))
+    rig.settle()
+    assert rig.peer.receive() == (frames.CREDIT, 1, (3 * frames.WINDOW // 2).to_bytes(4, "big"))
+    assert rig.peer.is_silent()
+
+
 def test_a_reader_that_has_gone_is_said_and_the_rest_dropped(rig: Rig) -> None:
     rig.use_pipes()
     os.close(rig.out)

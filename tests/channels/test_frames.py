@@ -67,6 +67,18 @@ def test_a_receiver_gives_back_what_it_delivers_and_more_where_all_of_it_flows()
     assert books.deliver(books.held) == frames.WINDOW_MAX
 
 
+def test_a_stream_that_flows_in_small_frames_gets_a_larger_window_too() -> None:
+    """Else it is credit by credit that it flows, however much of it there is."""
+    books = frames.Incoming()
+    grants = []
+    for _ in range(4 * frames.WINDOW_MAX // 4096):
+        books.take(4096, 1)
+        grants += [grant] if (grant := books.deliver(4096)) else []
+    assert grants[0] == frames.WINDOW // 2 + frames.WINDOW
+    assert grants[-1] == frames.WINDOW_MAX // 2
+    assert books.window == frames.WINDOW_MAX
+
+
 def test_a_receiver_whose_reader_is_slow_gives_no_larger_window() -> None:
     books = frames.Incoming()
     for _ in range(100):

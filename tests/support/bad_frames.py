@@ -35,7 +35,7 @@ BAD = {
     "overrun": (header(frames.DATA, 1, frames.WINDOW + 1), frames.OVERRUN),
     "overrun by all": (header(frames.DATA, 1, 0xFFFFFFFF), frames.OVERRUN),
     "two frames": (
-        frame(frames.DATA, 1, bytes(frames.WINDOW - 1)) + header(frames.DATA, 1, frames.WINDOW + 1),
+        frame(frames.DATA, 1, bytes(frames.WINDOW - 1)) + header(frames.DATA, 1, 2 * frames.WINDOW + 1),
         frames.OVERRUN,
     ),
     "data after the end": (frames.end_frame(1, 0) + header(frames.DATA, 1, 1), frames.AFTER_END),

@@ -454,7 +454,7 @@ cdef class Exchange:
         if self.readable and not target.ready:
             self.blocked, self.blocked_since = self.stream, _now()
             self.report_full(target)
-        return False
+        return self.readable and target.ready
 
     # To the targets
 
@@ -524,12 +524,14 @@ cdef class Exchange:
         target.held -= n
         if target.ended:
             return
-        if not (target.room or target.held) and target.window < WINDOW_MAX:
-            target.window *= 2
         grant = target.window - target.room - target.held
-        if grant >= target.window // 2:
-            target.room += grant
-            self.put_number(CREDIT, self.number_of(target), 4, grant)
+        if grant < target.window // 2:
+            return
+        if not target.held and target.window < WINDOW_MAX:
+            grant += target.window
+            target.window *= 2
+        target.room += grant
+        self.put_number(CREDIT, self.number_of(target), 4, grant)
 
     cdef void report_end(self, int stream) noexcept nogil:
         cdef Target *target = &self.targets[stream]

@@ -10,8 +10,9 @@ length; big-endian) and `length` bytes behind it. Types below `MESSAGES` belong 
 
 Every other type is a message, whole in one frame, and its meaning belongs to the user of `Frames`: see
 channels/protocol.py. Streams begin with a credit of `WINDOW` that nobody has to give. A receiver gives back what it
-delivers, and twice as much where the sender has used all that it had and none of it waits to be read, up to
-`WINDOW_MAX`: a stream that flows gets room to flow, and one that nobody reads holds no more than its last window.
+delivers when that is half a window. Where nothing waits to be read then, the window becomes twice as large, up to
+`WINDOW_MAX`: a stream that flows needs few words about it, and one that nobody reads holds no more than its last
+window.
 
 Whatever the other end sends is checked before it is believed: see `Complaint`.
 """
@@ -95,11 +96,12 @@ class Incoming:
         self.held -= count
         if self.ended:
             return 0
-        if not (self.room or self.held) and self.window < WINDOW_MAX:
-            self.window *= 2
         grant = self.window - self.room - self.held
         if grant < self.window // 2:
             return 0
+        if not self.held and self.window < WINDOW_MAX:
+            grant += self.window
+            self.window *= 2
         self.room += grant
         return grant
 
