@@ -144,6 +144,10 @@ class Channel:
         if work is None:
             return self._refuse("request", subject=b"operation %d" % request.operation)
         self._sock.setblocking(False)
+        if self._sock.family == _socket.AF_UNIX:
+            from ..relaying import raise_send_buffer  # a guest's connections are no Unix sockets
+
+            raise_send_buffer(self._sock)
         try:
             work(self._agent, self._sock, self._wake, self._stack, lambda: self._cut).run(request)
         except RefusedError as refusal:
