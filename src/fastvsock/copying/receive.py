@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .tree import Partial, Tree
 
 ANSWERS = 256  # entries, at most, between two answers
+VERDICTS = 1 << 11  # bytes of verdicts, at most, in one answer
 LINK_TARGET = 4095  # bytes of a symbolic link's target: PATH_MAX with its NUL
 
 
@@ -245,6 +246,9 @@ class Receiver:
             look.leave()
         else:
             self._verdicts += look.file(entry)
+            if len(self._verdicts) >= VERDICTS:
+                self._answer()
+                self._wire.flush()  # the sender walks on meanwhile
 
     def _answer(self) -> None:
         """Send the verdicts, and say how far all entries are dealt with."""

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .walk import Found
 
 LOOKAHEAD = 2048  # entries of the walk that are offered before the first of them is sent
+TOGETHER = 256  # of them that are sent together, for the other end to look at while this one walks on
 OFFERS = {entries.ENTER: entries.OFFER_ENTER, entries.LEAVE: entries.OFFER_LEAVE, entries.FILE: entries.OFFER_FILE}
 FILE_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC  # a FIFO in a file's place blocks nobody
 SOON = 0.05  # seconds: a source that is measured as fast is measured before it is sent
@@ -158,22 +159,27 @@ class Sender:
             for one in found:
                 self._send(*one)
             return
-        queue: deque[Found] = deque()
-        for one in found:
-            self._offer(*one)
-            queue.append(one)
-            while queue and (len(queue) >= LOOKAHEAD or queue[0][0] != entries.FILE or self.answers.verdicts):
+        queue: deque[tuple[Entry | None, Found]] = deque()
+        for number, one in enumerate(found):
+            queue.append((self._offer(*one), one))
+            if number % TOGETHER == 0:
+                self.wire.flush()
+            while queue and (len(queue) >= LOOKAHEAD or queue[0][1][0] != entries.FILE or self.answers.verdicts):
                 self._send_decided(*queue.popleft())
         while queue:
             self._send_decided(*queue.popleft())
 
-    def _offer(self, kind: int, folder: Folder, name: bytes, status: "os.stat_result | Fault | None") -> None:
-        if kind in OFFERS:
-            known = status if isinstance(status, os.stat_result) else None
-            self.wire.put(_entry(folder, name, known).encode(OFFERS[kind]))
+    def _offer(self, kind: int, folder: Folder, name: bytes, status: "os.stat_result | Fault | None") -> "Entry | None":
+        """What was offered, if it is something to offer."""
+        if kind not in OFFERS:
+            return None
+        entry = _entry(folder, name, status if isinstance(status, os.stat_result) else None)
+        self.wire.put(entry.encode(OFFERS[kind]))
+        return entry
 
-    def _send_decided(self, kind: int, folder: Folder, name: bytes, status: "os.stat_result | Fault | None") -> None:
-        if kind != entries.FILE:
+    def _send_decided(self, offered: "Entry | None", found: "Found") -> None:
+        kind, folder, name, status = found
+        if offered is None or kind != entries.FILE:
             self._send(kind, folder, name, status)
             return
         while not self.answers.verdicts:
@@ -185,7 +191,8 @@ class Sender:
             self._offset = 0 if self._offset >= status.st_size else self._offset
             self._send(kind, folder, name, status)
         else:
-            self._keep(folder, name, status, flags)
+            offered.flags = flags
+            self._keep(folder, offered, status)
         self._offset = 0
 
     def _take_place(self, folder: Folder, name: bytes) -> None:
@@ -211,18 +218,16 @@ class Sender:
         finally:
             os.close(fd)
 
-    def _keep(self, folder: Folder, name: bytes, status: os.stat_result, flags: int) -> None:
+    def _keep(self, folder: Folder, entry: Entry, status: os.stat_result) -> None:
         try:
-            self._take_place(folder, name)
+            self._take_place(folder, entry.name)
         except Fault as fault:
-            self._report_and_note(folder, name, fault)
+            self._report_and_note(folder, entry.name, fault)
             return
-        entry = _entry(folder, name, status)
-        entry.flags = flags
         if status.st_nlink > 1:
             entry.flags |= entries.LINKABLE
         self.wire.put(entry.encode(entries.KEPT))
-        self.answers.expect(entries.KEPT, folder, name, status.st_size)
+        self.answers.expect(entries.KEPT, folder, entry.name, status.st_size)
         if status.st_nlink > 1:
             self._remember(status)
 
