@@ -15,8 +15,11 @@ if TYPE_CHECKING:
     import _socket
     from collections.abc import Callable
 
+    Piece = bytes | memoryview
+
 HEADER = 8
 FLUSH = 1 << 17  # bytes of frames that are sent together
+PIECES = 1000  # and their number: below IOV_MAX
 RECEIVE = MAX_MESSAGE + HEADER
 LEAST = 1 << 15  # bytes of content that are worth a splice
 PIECE = 1 << 18  # bytes of content that are copied at a time
@@ -34,7 +37,8 @@ class Wire:
     def __init__(self, sock: "_socket.socket", *, splices: bool) -> None:
         sock.setblocking(False)
         self._sock, self._fd, self._splices = sock, sock.fileno(), splices
-        self._out = bytearray()
+        self._out: list[Piece] = []
+        self._held = 0  # bytes of it
         self._buffer = memoryview(bytearray(RECEIVE))
         self._start = self._end = 0
         self._pipe: tuple[int, int] | None = None
@@ -65,26 +69,27 @@ class Wire:
 
     def put(self, data: bytes) -> None:
         """Send these frames soon."""
-        self._out += data
-        if len(self._out) >= FLUSH:
+        self._out.append(data)
+        self._held += len(data)
+        if self._held >= FLUSH or len(self._out) >= PIECES:
             self.flush()
 
     def flush(self, more: bool = False) -> None:
         """Send them now; `more` follows in a moment."""
-        out, self._out = memoryview(self._out), bytearray()
+        out, self._out, self._held = self._out, [], 0
         self._send(out, MSG_MORE if more else 0)
 
-    def _send(self, data: memoryview, flags: int = 0) -> None:
-        while data:
+    def _send(self, pieces: "list[Piece]", flags: int = 0) -> None:
+        while pieces:
             try:
-                count = self._sock.send(data, flags)
+                count = self._sock.sendmsg(pieces, (), flags)
             except BlockingIOError:
                 self._wait_to_send()
                 continue
             except OSError as error:
                 raise self._broken(error) from None
             self.sent += count
-            data = data[count:]
+            pieces = _behind(pieces, count)
 
     def _broken(self, error: OSError) -> Exception:
         """What the failure to send means: what the other end said last may say more, and is read first."""
@@ -150,12 +155,12 @@ class Wire:
         while offset < end:
             size = min(end - offset, MAX_DATA)
             begun += size
-            self._out += header(DATA, size)
+            self._out.append(header(DATA, size))
             sent, number = (
                 self._spliced_from(fd, offset, size) if self._splices else self._copied_from(fd, offset, size)
             )
             if sent < size:
-                self._send(memoryview(bytes(size - sent)))
+                self._send([bytes(size - sent)])
                 return begun, number or -1
             offset += size
         return begun, 0
@@ -195,7 +200,7 @@ class Wire:
             if not count:
                 break
             self.flush(more=True)
-            self._send(self._piece[:count])
+            self._send([self._piece[:count]])
             sent += count
         self.flush()
         return sent, 0
@@ -340,6 +345,15 @@ class Wire:
                 self._drop_pipe()
                 return error.errno or errno.EIO
         return 0
+
+
+def _behind(pieces: "list[Piece]", count: int) -> "list[Piece]":
+    """What is left once `count` bytes are sent."""
+    for number, piece in enumerate(pieces):
+        if count < len(piece):
+            return [memoryview(piece)[count:], *pieces[number + 1 :]]
+        count -= len(piece)
+    return []
 
 
 def _write(fd: int, data: memoryview) -> int:
