@@ -9,6 +9,7 @@ import os
 import select
 
 from ..channels.protocol import Request
+from ..stdio import close_from
 from .work import Agent, Cleanup, RefusedError
 
 TYPE_CHECKING = False
@@ -76,7 +77,7 @@ def _become(user: "users.User | None", sock: _socket.socket, request: Request, e
             _signal.signal(number, _signal.SIG_DFL)
         if sock.fileno() != SOCKET:
             os.dup2(sock.fileno(), SOCKET, inheritable=False)
-        os.closerange(SOCKET + 1, 1 << 20)  # the connections of others end when their own processes close them
+        close_from(SOCKET + 1)  # the connections of others end when their own processes close them
         os.chdir("/")
         from . import copier
 

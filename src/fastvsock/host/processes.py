@@ -29,7 +29,7 @@ from contextlib import contextmanager, suppress
 from time import monotonic, sleep
 
 from .. import errors
-from ..stdio import log
+from ..stdio import close_from, log
 
 SI_KERNEL = 0x80  # include/uapi/asm-generic/siginfo.h
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -72,7 +72,7 @@ class Witness:
     def _watch(self, fd: int, numbers: Sequence[int]) -> None:
         """Report until the parent closes its end. Keeps nothing else open: somebody may wait for an end of file."""
         os.closerange(0, fd)
-        os.closerange(fd + 1, os.sysconf("SC_OPEN_MAX"))
+        close_from(fd + 1)
         _thread.start_new_thread(self._end_with, (fd,))
         while True:
             number = signal.sigwaitinfo(numbers).si_signo

@@ -4,6 +4,8 @@ import fcntl
 import os
 import termios
 
+from ..stdio import close_from
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import signal as _signal
@@ -116,7 +118,7 @@ class RawMode:
             terminal, ended = os.dup(self._fd), os.dup(read_end)
             os.dup2(terminal, 0)
             os.dup2(ended, 1)
-            os.closerange(2, 1 << 20)
+            close_from(2)
             os.read(1, 1)
             if termios.tcgetattr(0)[:4] == self._raw[:4]:
                 _set_unasked(0, self._usual)
