@@ -38,7 +38,7 @@ class Target:
         return found.median >= self.limit if self.at_least else found.median <= self.limit
 
 
-RELAYS = "the forwarder's child holds the socket itself, while a channel has a process that relays at each end"
+RELAYS = "the forwarder's child holds the socket itself; a channel relays at each end, as `raw-relayed` does in C"
 WRITER = "one process takes the bytes and writes the file, where the forwarder and cat share that work"
 FILES = "tar makes a file under its name; here it has another one until it is whole, and is acknowledged"
 CPUS = "the client and the agent share two CPUs with kubectl and the API server, which are all that the floor has"

@@ -162,6 +162,16 @@ class Raw(Way):
         return [*CONNECT, "--linger", self.linger, self.uds, "1"]
 
 
+class Relayed(Raw):
+    """The same with a relay at the guest's end too, in C, and the child behind pipes, as a channel has them."""
+
+    name, title = "raw-relayed", "forwarder, a relay in C, and the child behind it"
+
+    def command(self, *words: str, stdin: bool = False, tty: bool = False) -> list[str]:
+        """The words are the relay's."""
+        return super().command(program("forward"), "relay", *words, stdin=stdin, tty=tty)
+
+
 class HalfClosing(Raw):
     """The same for a process that needs the end of its input. Firecracker would drop what it says after that."""
 
@@ -261,6 +271,7 @@ WAYS: tuple[type[Way], ...] = (
     Channels,
     CopyingChannels,
     Raw,
+    Relayed,
     Dropbear,
     OpenSSH,
     SharedOpenSSH,

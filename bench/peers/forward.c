@@ -4,6 +4,7 @@
  *     forward splice UDS PORT        splice(2); pipes of 1 MiB, a send buffer of 4 MiB; poll(2) after EAGAIN
  *     forward prelude UDS PORT CMD   connects, shakes hands, and becomes CMD with the socket as descriptor 3
  *     forward activate FD CMD        becomes CMD with the listening socket FD as systemd would pass it
+ *     forward relay CMD              runs CMD, with pipes between it and the socket that is stdin and stdout, by splice(2)
  *
  * It does not handle half-closing, signals or slow readers; it ends when the guest closes. splice(2) must not block
  * here: from a socket to a pipe it waits for data with the pipe locked (fs/splice.c, splice_file_to_pipe()), and the
@@ -19,6 +20,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
+#include <sys/wait.h>
 
 #define COPY_SIZE (1 << 16)
 #define PIPE_SIZE (1 << 20)
@@ -92,20 +94,28 @@ static void *splice_way(void *argument) {
     return NULL;
 }
 
-static int forward(const char *kind, int sock) {
-    pthread_t thread;
+static void enlarge(int pipe_in, int pipe_out, int sock) {
     int size = SEND_BUFFER;
-    struct way up = {0, sock}, down = {sock, 1};
-    void *(*move)(void *) = !strcmp(kind, "splice") ? splice_way : copy;
-    if (move == splice_way) {
-        fcntl(0, F_SETPIPE_SZ, PIPE_SIZE);
-        fcntl(1, F_SETPIPE_SZ, PIPE_SIZE);
-        if (setsockopt(sock, SOL_SOCKET, SO_SNDBUFFORCE, &size, sizeof size))
-            setsockopt(sock, SOL_SOCKET, SO_SNDBUF, &size, sizeof size);
-    }
-    if (pthread_create(&thread, NULL, move, &up))
+    fcntl(pipe_in, F_SETPIPE_SZ, PIPE_SIZE);
+    fcntl(pipe_out, F_SETPIPE_SZ, PIPE_SIZE);
+    if (setsockopt(sock, SOL_SOCKET, SO_SNDBUFFORCE, &size, sizeof size))
+        setsockopt(sock, SOL_SOCKET, SO_SNDBUF, &size, sizeof size);
+}
+
+/* Move bytes both ways until `ending` has no more. */
+static void join(void *(*move)(void *), struct way *other, struct way *ending) {
+    pthread_t thread;
+    if (pthread_create(&thread, NULL, move, other))
         die("pthread_create");
-    move(&down);
+    move(ending);
+}
+
+static int forward(const char *kind, int sock) {
+    void *(*move)(void *) = !strcmp(kind, "splice") ? splice_way : copy;
+    struct way up = {0, sock}, down = {sock, 1};
+    if (move == splice_way)
+        enlarge(0, 1, sock);
+    join(move, &up, &down);
     return 0;
 }
 
@@ -113,6 +123,24 @@ static void become(char **command) {
     signal(SIGPIPE, SIG_DFL);
     execvp(command[0], command);
     die(command[0]);
+}
+
+static int relay(char **command) {
+    int in[2], out[2];
+    pid_t pid;
+    if (pipe2(in, O_CLOEXEC) || pipe2(out, O_CLOEXEC) || (pid = fork()) < 0)
+        die("start");
+    if (!pid) {
+        if (dup2(in[0], 0) < 0 || dup2(out[1], 1) < 0)
+            die("dup2");
+        become(command);
+    }
+    close(in[0]);
+    close(out[1]);
+    enlarge(in[1], out[0], 1);
+    struct way up = {0, in[1]}, down = {out[0], 1};
+    join(splice_way, &up, &down);
+    return waitpid(pid, NULL, 0) < 0; /* it may have closed its stdout, and read on */
 }
 
 static void activate(int fd, char **command) {
@@ -130,6 +158,8 @@ static void activate(int fd, char **command) {
 int main(int argc, char **argv) {
     const char *kind = argc > 3 ? argv[1] : "";
     signal(SIGPIPE, SIG_IGN);
+    if (argc > 2 && !strcmp(argv[1], "relay"))
+        return relay(argv + 2);
     if (!strcmp(kind, "activate"))
         activate((int)number(argv[2]), argv + 3);
     if (!strcmp(kind, "copy") || !strcmp(kind, "splice"))
@@ -140,6 +170,6 @@ int main(int argc, char **argv) {
             die("dup2");
         become(argv + 4);
     }
-    fprintf(stderr, "usage: forward copy|splice UDS PORT | prelude UDS PORT CMD | activate FD CMD\n");
+    fprintf(stderr, "usage: forward copy|splice UDS PORT | prelude UDS PORT CMD | activate FD CMD | relay CMD\n");
     return 2;
 }
