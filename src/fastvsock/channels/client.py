@@ -5,7 +5,7 @@ import os
 from time import monotonic
 
 from .. import errors, handshake
-from ..engines import exchange
+from ..engines import choose, exchange
 from ..engines.exchange import Exchange
 from ..relaying import raise_send_buffer
 from . import protocol
@@ -37,6 +37,7 @@ class Channel:
         wait: float = 0.0,
         engine: str | None = None,
     ) -> None:
+        engine = choose(engine)  # before a connection is made that would be of no use
         frame = request.encode()
         self._limit = handshake.limit(timeout)
         self.sock = handshake.connect(uds, port, timeout, wait)
@@ -48,7 +49,7 @@ class Channel:
             self._woken, self._wakeup = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
             self.exchange = Exchange(self.sock.fileno(), self._woken, engine=engine)
         except BaseException:
-            self.close()
+            self._disconnect()
             raise
         self.order = protocol.Client()
         self._targets: list[int] = []  # incoming streams that have yet to be delivered
@@ -137,10 +138,14 @@ class Channel:
     def close(self) -> None:
         """Close the connection, which ends the work if it has not ended."""
         if self._wakeup >= 0:
+            self.exchange.close()
+        self._disconnect()
+
+    def _disconnect(self) -> None:
+        if self._wakeup >= 0:
             os.close(self._woken)
             os.close(self._wakeup)
             self._woken = self._wakeup = -1
-            self.exchange.close()
         self.sock.close()
 
 
