@@ -2,9 +2,11 @@
 
 import asyncio
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -60,3 +62,12 @@ def test_a_channel_that_cannot_be_made_leaves_nothing_open(
     with pytest.raises(MemoryError):
         way(guest.uds, "auto")
     assert descriptors(os.getpid()) == before
+
+
+@pytest.mark.parametrize("address", [80, None, b"/v.sock", ("127.0.0.1",), ("127.0.0.1", "80"), (80, "127.0.0.1")])
+def test_what_is_no_address_in_the_guest_is_named(address: Any) -> None:
+    words = rf"^invalid address {re.escape(repr(address))}: expected \(host, port\), or the path of a Unix socket"
+    with pytest.raises(TypeError, match=words):
+        fastvsock.Guest(NOWHERE).dial(address)
+    with pytest.raises(TypeError, match=words):
+        asyncio.run(fastvsock.AsyncGuest(NOWHERE).dial(address))

@@ -176,8 +176,8 @@ class Guest(Reachable):
     def dial(self, address: tuple[str, int] | str) -> socket.socket:
         """Connect to a TCP port (host and port) or a Unix socket (its path) inside the guest.
 
-        Returns a connected socket, half-closes intact. Raises `StartError`, which is also a `ConnectionRefusedError`
-        where nobody listens there, and what `run` raises for connections.
+        Returns a connected socket, half-closes intact. Raises `TypeError` for any other address, `StartError`, which is
+        also a `ConnectionRefusedError` where nobody listens there, and what `run` raises for connections.
         """
         channel = dial(self._uds, make_address(address), **self._how)
         try:
@@ -516,7 +516,12 @@ def check_input(data: object, *, is_text: bool) -> None:
 
 
 def make_address(address: tuple[str, int] | str) -> str:
-    return f"unix:{address}" if isinstance(address, str) else "tcp:{}:{}".format(*address)
+    match address:
+        case str():
+            return f"unix:{address}"
+        case (str(host), int(port)):
+            return f"tcp:{host}:{port}"
+    raise TypeError(f"invalid address {address!r}: expected (host, port), or the path of a Unix socket, in the guest")
 
 
 def _as_text(file: IO[bytes], text: "tuple[str | None, str | None] | None") -> IO[Any]:
