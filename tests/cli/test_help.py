@@ -30,3 +30,12 @@ def test_a_command_that_is_none_is_told_with_those_that_are(arguments: list[str]
     done = run(*arguments)
     assert (done.returncode, done.stdout) == (2, b"")
     assert done.stderr.startswith(f"fastvsock: unknown command {arguments[-1]!r}\nusage: ".encode())
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("proxy", {"--linger", "the end of COMMAND"}), ("listen", {"--linger"}), ("forward", set())],
+)
+def test_the_services_explain_only_what_they_have(name: str, words: set[str]) -> None:
+    said = " ".join(run(name, "--help").stdout.decode().split())
+    assert {word for word in ("--linger", "the end of COMMAND") if word in said} == words

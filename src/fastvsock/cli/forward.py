@@ -17,7 +17,7 @@ from .service import add_options, check_mode, prepare_service, run_service, term
 EPILOG = """\
 Each FORWARD is kubectl's LOCAL:PORT, PORT for the same number on both sides, or :PORT for a local port that the kernel
 chooses; with ADDRESS: in front for another address than 127.0.0.1. unix:PATH may stand for either side. Each address
-that is listened on is printed, in order, as "listening on ADDRESS". Both half-closes pass through: --linger has no use.
+that is listened on is printed, in order, as "listening on ADDRESS". Both half-closes pass through.
 
 exit status: 0, 1 for a failure that ended it or its --once connection, explained on stderr in one line, 2 for wrong
 usage, 128+n where a second signal n cut the --grace short.
@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> int:
         metavar="SECONDS",
         help="for each connection: keep trying while the guest is still booting (default 0)",
     )
-    add_options(parser, over_limit="others wait")
+    add_options(parser, over_limit="others wait", linger=False)
     return run(parser.parse_args(arguments))
 
 

@@ -64,7 +64,7 @@ def main(arguments: list[str]) -> int:
         "file is replaced, and removed at the end; a FIFO or /dev/stdout is written to",
     )
     parser.add_argument("--wait", type=Seconds(), default=0.0, metavar="SECONDS", help=WAIT)
-    add_options(parser, over_limit="others wait")
+    add_options(parser, over_limit="others wait", ends=", or the end of COMMAND")
     options = parser.parse_args(words)
     return run(options, command)
 

@@ -1,4 +1,4 @@
-"""What `fastvsock proxy` and `fastvsock listen` share: options, start, run."""
+"""What `fastvsock proxy`, `listen` and `forward` share: options, start, run."""
 
 import argparse
 import os
@@ -29,8 +29,12 @@ IDLE_TIMEOUT = (
 )
 
 
-def add_options(parser: argparse.ArgumentParser, *, over_limit: str) -> None:
-    """The options that every service has. `over_limit`: what happens to connections over --max-connections."""
+def add_options(parser: argparse.ArgumentParser, *, over_limit: str, ends: str = "", linger: bool = True) -> None:
+    """The options that every service has.
+
+    `over_limit`: what happens to connections over --max-connections; `ends`: what ends the service beside a signal;
+    `linger`: whether there is a VMM that may take a half-close for a close.
+    """
     option = parser.add_argument
     option("--mode", type=mode, metavar="MODE", help="mode of the Unix socket, to let others connect (default 600)")
     option("--allow-remote", action="store_true", help="allow addresses that other machines can reach")
@@ -53,7 +57,7 @@ def add_options(parser: argparse.ArgumentParser, *, over_limit: str) -> None:
         metavar="SECONDS",
         type=Seconds(infinite=True),
         default=10.0,
-        help="how long open connections may go on after SIGTERM, SIGINT or SIGHUP, or the end of COMMAND (default 10)",
+        help=f"how long open connections may go on after SIGTERM, SIGINT or SIGHUP{ends} (default 10)",
     )
     option(
         "--timeout",
@@ -62,7 +66,10 @@ def add_options(parser: argparse.ArgumentParser, *, over_limit: str) -> None:
         default=10.0,
         help="time for connecting (default 10)",
     )
-    option("--linger", metavar="SECONDS", type=Seconds(infinite=True), help=LINGER)
+    if linger:
+        option("--linger", metavar="SECONDS", type=Seconds(infinite=True), help=LINGER)
+    else:
+        parser.set_defaults(linger=None)
     option("--idle-timeout", metavar="SECONDS", type=Seconds(positive=True), help=IDLE_TIMEOUT)
     option("--engine", choices=ENGINES, help="how bytes are moved (default: FASTVSOCK_ENGINE, or auto)")
     option(
