@@ -39,3 +39,9 @@ def test_a_command_that_is_none_is_told_with_those_that_are(arguments: list[str]
 def test_the_services_explain_only_what_they_have(name: str, words: set[str]) -> None:
     said = " ".join(run(name, "--help").stdout.decode().split())
     assert {word for word in ("--linger", "the end of COMMAND") if word in said} == words
+
+
+@pytest.mark.parametrize("name", ["agent", "emulate"])
+def test_what_the_agent_is_for_is_named_whole(name: str) -> None:
+    said = " ".join(run(name, "--help").stdout.decode().replace("`", "").split())
+    assert "exec, cp and forward" in said

@@ -15,7 +15,7 @@ else:
 
 LEAN = ("agent", "connect", "exec")
 COMMANDS = {
-    "agent": "in a guest: do what fastvsock exec and fastvsock forward ask for",
+    "agent": "in a guest: do what fastvsock exec, cp and forward ask for",
     "bench": "measure splice against copy on this machine, or through a real VM",
     "connect": "join stdin and stdout to a port inside a microVM",
     "cp": "copy files and trees to a guest and from it",

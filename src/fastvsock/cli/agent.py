@@ -1,4 +1,4 @@
-"""`fastvsock agent`: the guest's side of `fastvsock exec` and `fastvsock forward`.
+"""`fastvsock agent`: the guest's side of `fastvsock exec`, `fastvsock cp` and `fastvsock forward`.
 
 It stays in memory, so it loads what it needs: `socket` alone, with enum and selectors, is half a MiB.
 """
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 HELP = """\
 usage: fastvsock agent [options]
 
-In a guest: do what `fastvsock exec` and `fastvsock forward` on its host ask for.
+In a guest: do what `fastvsock exec`, `cp` and `forward` on its host ask for.
 Connections of the host (CID 2) are served, and nobody else's.
 
 options:

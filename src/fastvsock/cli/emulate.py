@@ -63,7 +63,7 @@ an option gives them another service."""
     parser.add_argument(
         "--agent",
         action="store_true",
-        help=f"run fastvsock agent at port {AGENT_PORT}, so that fastvsock exec and forward work, on this machine",
+        help=f"run fastvsock agent at port {AGENT_PORT}, so that fastvsock exec, cp and forward work, on this machine",
     )
     option("--tcp", metavar="PORT=HOST:PORT", help="join each connection to a TCP port")
     parser.add_argument("-v", "--verbose", action="store_true", help="log connections to stderr")

@@ -35,7 +35,7 @@ guest that hangs, INT or TERM does, 2 s after a signal that was not taken: 125.
 
 options:
   -i, --interactive      pass stdin on; without it the command's is empty
-  -t, --tty              give the command a terminal, and make this one raw
+  -t, --tty              give the command a terminal; with -i, make this one raw
   -u, --user USER[:GROUP]
                          names or numbers of the guest's (default: the agent's)
   --groups GROUP,...     supplementary groups (default: the user's)
