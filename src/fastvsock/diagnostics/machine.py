@@ -48,24 +48,26 @@ def python_finding(version: str, path: str, check: str = "python") -> Finding:
     return Finding(check, OK, f"{path} is {number.group()}")
 
 
-def engine_finding(chosen: str, reason: str, check: str = "engine") -> Finding:
-    """Whether the engine is the fast one."""
-    if chosen == "splice":
+def engine_finding(missing: str, check: str = "engine") -> Finding:
+    """Whether the engine is the fast one. `missing` is why it is not installed; empty where it is."""
+    if not missing:
         return Finding(check, OK, "splice: it is installed, and loads")
-    return Finding(check, WARNING, f"copy, which takes more CPU time: {reason}", "install the wheel for this platform")
+    text = f"copy, which takes more CPU time: the splice engine is not installed ({missing})"
+    return Finding(check, WARNING, text, "install the wheel for this platform, or build with a C compiler")
 
 
 def _own_engine() -> Finding:
     wanted = os.environ.get("FASTVSOCK_ENGINE")
-    try:
-        chosen = engines.choose()
-        if wanted:
-            return Finding("engine", OK, f"{chosen}, since FASTVSOCK_ENGINE={wanted}")
-        return engine_finding(engines.choose("splice"), "")
-    except errors.EngineError as error:
-        if wanted:
+    if wanted:
+        try:
+            return Finding("engine", OK, f"{engines.choose()}, since FASTVSOCK_ENGINE={wanted}")
+        except errors.EngineError as error:
             return Finding("engine", FAILED, str(error), "unset FASTVSOCK_ENGINE, or set it to auto")
-        return engine_finding("copy", str(error))
+    try:
+        from ..engines import _splice  # noqa: F401
+    except ImportError as error:
+        return engine_finding(str(error))
+    return engine_finding("")
 
 
 def _system() -> Finding:

@@ -35,11 +35,11 @@ LISTED = f"{', '.join(APPLETS[:-1])} and {APPLETS[-1]}"
 ENGINE = """
 import sys
 sys.path.insert(0, sys.argv[1])
-from fastvsock import engines, errors
+import fastvsock.engines
 try:
-    print(engines.choose("splice"))
-except errors.EngineError as error:
-    print("copy", error)
+    from fastvsock.engines import _splice
+except ImportError as error:
+    print(error)
 """
 
 
@@ -255,5 +255,4 @@ def _bundle_engine(bundle: Bundle) -> Finding:
     if ran is None or ran.wrong:
         why = f": {ran.wrong}" if ran else ""
         return Finding("bundle engine", FAILED, f"no fastvsock package in the bundle that can be loaded{why}", INSTALL)
-    chosen, _, reason = ran.out.strip().partition(" ")
-    return engine_finding(chosen, reason, "bundle engine")
+    return engine_finding(ran.out.strip(), "bundle engine")
