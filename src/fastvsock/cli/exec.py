@@ -33,6 +33,10 @@ program's; signals (INT, TERM, HUP, QUIT, USR1, USR2, WINCH) are passed on. One
 that comes before the agent has answered ends this program with 128+n. In a
 guest that hangs, INT or TERM does, 2 s after a signal that was not taken: 125.
 
+Where this program or its connection ends first (kill -9, a snapshot restored),
+the agent ends every process of the command's session: HUP, after 1 s TERM, and
+1.5 s later KILL. With `setsid COMMAND` it stays, and with its output in a file.
+
 options:
   -i, --interactive      pass stdin on; without it the command's is empty
   -t, --tty              give the command a terminal; with -i, make this one raw
