@@ -89,16 +89,6 @@ def test_a_file_does_not_become_a_folder(guest: Guest, engine: str, tree: Path, 
     assert (tree / "file").read_bytes() == b"content"
 
 
-def test_a_file_takes_the_place_of_a_link_and_not_of_what_it_leads_to(
-    guest: Guest, engine: str, tree: Path, tmp_path: Path
-) -> None:
-    (tmp_path / "victim").write_bytes(b"mine")
-    (tmp_path / "there").symlink_to("victim")
-    copied(guest, f":{tree}/file", tmp_path / "there", engine=engine)
-    assert (tmp_path / "victim").read_bytes() == b"mine"
-    assert not (tmp_path / "there").is_symlink()
-
-
 def test_what_cannot_be_read_is_named_and_the_rest_is_copied(
     guest: Guest, engine: str, tree: Path, tmp_path: Path
 ) -> None:

@@ -15,16 +15,10 @@ from fastvsock.copying.folders import Folder, Shelf
 from fastvsock.copying.walk import Filter, Walk
 from support import HANG
 from support.channels import Guest, umbrella
-from support.copying import copied, cp
+from support.copying import copied, cp, words
 
 BOTH_WAYS = pytest.mark.parametrize("way", ["put", "get"])
 IN_2300 = 10_413_792_000  # seconds since 1970
-
-
-def words(way: str, *paths: Path | str) -> list[str]:
-    """Sources and a target as the command has them: the guest's have a colon."""
-    *sources, target = map(str, paths)
-    return [*sources, f":{target}"] if way == "put" else [*(f":{source}" for source in sources), target]
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ import pytest
 from fastvsock.copying import entries, small
 from fastvsock.copying.entries import Entry, Fault
 from fastvsock.copying.options import Options
-from fastvsock.copying.tree import Target, Tree
+from fastvsock.copying.target import Target
+from fastvsock.copying.tree import Tree
 from support.copying import leftovers
 
 UID, GID = os.geteuid(), os.getegid()

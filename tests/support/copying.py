@@ -50,6 +50,12 @@ def copied(guest: Guest, *words: str | Path, engine: str = "auto", **kinds: Any)
     return done
 
 
+def words(way: str, *paths: Path | str) -> list[str]:
+    """Sources and a target as the command has them: the guest's have a colon."""
+    *sources, target = map(str, paths)
+    return [*sources, f":{target}"] if way == "put" else [*(f":{source}" for source in sources), target]
+
+
 def leftovers(folder: Path) -> list[Path]:
     """The files of copies that are under way, or have been interrupted."""
     return [path for path in folder.iterdir() if path.name.startswith(".fastvsock-")]

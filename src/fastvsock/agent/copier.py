@@ -65,7 +65,8 @@ def _send(wire: Wire, request: Request, options: Options, native: bool) -> None:
 
 def _receive(wire: Wire, request: Request, options: Options, native: bool) -> None:
     from ..copying.receive import Receiver
-    from ..copying.tree import Rehearsal, Target, TargetFault, Tree
+    from ..copying.target import Target, TargetFault
+    from ..copying.tree import Rehearsal, Tree
 
     path, *names = request.arguments
     try:

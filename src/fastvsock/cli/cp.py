@@ -29,6 +29,10 @@ SOURCE or TARGET is a tar stream on stdin or stdout, for the other is in the gue
 path counted from SOURCE (/build, src/*.o). *, ? and [...] match slashes too, as those of tar do; a slash at the end
 changes nothing. With a folder all that is in it is left out. Quote a PATTERN, so that no shell expands it.
 
+A file goes where a TARGET that is a symbolic link leads; in a TARGET that is a folder, links are replaced. A TARGET
+that is a device or a FIFO, such as :/dev/null or /dev/stdout, takes the content. In a folder, nothing is copied over
+devices, FIFOs and sockets.
+
 Modes and times are kept, and owners where the receiving side is root. A file appears under its name when it is whole.
 Devices and sockets are left out, and count as missing.
 

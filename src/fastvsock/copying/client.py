@@ -104,7 +104,8 @@ class Copy:
 
         Raises `StreamError` where the target cannot be used.
         """
-        from .tree import Rehearsal, Target, TargetFault, Tree
+        from .target import Target, TargetFault
+        from .tree import Rehearsal, Tree
 
         names = [split_source(source)[1] or None for source in sources]
         try:

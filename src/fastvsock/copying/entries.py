@@ -64,10 +64,13 @@ FAULTS = (
     "not copied over the file of this name from another SOURCE: rename one, or copy it to another TARGET",
     "its name, .fastvsock-*.part, is that of an unfinished copy: finish it with --resume, remove it, or rename it",
     "cannot copy to",
+    "not copied over the device of this name: remove it, or copy to another TARGET",
+    "not copied over the FIFO of this name: remove it, or copy to another TARGET",
+    "not copied over the socket of this name: remove it, or copy to another TARGET",
+    "not written, for a device or a FIFO cannot be read again: leave --checksum out",
 )
-READ, WRITE, CREATE, SET, CHANGED, LEFT_OUT, FOLDER, DIFFERS, NO_LINK, NAME, TWICE, UNFINISHED, TARGET = range(
-    len(FAULTS)
-)
+READ, WRITE, CREATE, SET, CHANGED, LEFT_OUT, FOLDER, DIFFERS, NO_LINK, NAME, TWICE, UNFINISHED, TARGET = range(13)
+DEVICE, OVER_FIFO, SOCKET, UNREADABLE = range(TARGET + 1, len(FAULTS))
 
 _ENTRY = struct.Struct(">BIIIqQB")
 _CLOSE = struct.Struct(">BI")

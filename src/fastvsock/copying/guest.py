@@ -61,7 +61,8 @@ class Guest(Commands):
         """Copy one path of the guest, or several, to `target` on this host, by the rules of `fastvsock cp`.
 
         What cannot be copied is in the result, and the rest is copied. Nothing is written outside of `target`, whatever
-        the guest sends. Raises `StreamError` where the target cannot be used, and what `run` raises for connections.
+        the guest sends; a `target` that is itself a link is followed. Raises `StreamError` where the target cannot be
+        used, and what `run` raises for connections.
         """
         return Job(self._uds, self._how, options).get(source, target)
 

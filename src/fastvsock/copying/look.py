@@ -5,7 +5,7 @@ import stat
 
 from . import entries
 from .digests import file_digest
-from .entries import Entry
+from .entries import Entry, Fault
 from .folders import Folder
 from .options import Options
 from .tree import Tree, leftovers, name_of, open_leftover
@@ -59,6 +59,17 @@ class Look:
             return self._tree.root, self._tree.top
         return self._stages[-1].folder, entry.name
 
+    def _find_file(self, entry: Entry) -> "tuple[Folder | None, bytes | None]":
+        if self.depth:
+            return self._find(entry)
+        try:
+            folder, name = self._tree.place_top_file()
+        except Fault:
+            return None, None
+        if not self._stages:
+            self._stages.append(Stage(folder))
+        return folder, name
+
     def leave(self) -> None:
         """Be done with a folder: what is left in it of files that are not there any more is removed."""
         stage = self._stages.pop()
@@ -79,7 +90,7 @@ class Look:
 
     def file(self, entry: Entry) -> bytes:
         """The verdict on a file: from where on it is missing."""
-        folder, name = self._find(entry)
+        folder, name = self._find_file(entry)
         offset, digest = 0, NO_DIGEST
         if folder and name:
             found = self._same(folder, name, entry)

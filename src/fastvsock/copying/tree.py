@@ -15,58 +15,23 @@ from .digests import file_digest
 from .entries import Entry, Fault
 from .folders import DIRECTORY, Folder, Shelf
 from .options import Options
+from .target import Target
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
 PREFIX, SUFFIX = b".fastvsock-", b".part"
 KEY = 16  # hexadecimal digits
 WORTH_KEEPING = 1 << 20  # bytes of a file that was interrupted
+ZEROS = memoryview(bytes(1 << 16))
+SPECIAL = {
+    stat.S_IFCHR: entries.DEVICE,
+    stat.S_IFBLK: entries.DEVICE,
+    stat.S_IFIFO: entries.OVER_FIFO,
+    stat.S_IFSOCK: entries.SOCKET,
+}
 WRITE_FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-
-
-class TargetFault(Exception):  # each end has an error of its own for it
-    """The target cannot be used: the arguments are an errno, and the path that it is about."""
-
-
-class Target:
-    """Where a copy goes. `names` are what the sources are called in it if it is a folder; None for their contents.
-
-    The rules are those of `docker cp` and cp(1): into a folder that exists, under their own names; else under the name
-    of the target. Opens the folder that all of it stays in. Raises `TargetFault`.
-    """
-
-    def __init__(self, path: bytes, names: "Sequence[bytes | None]") -> None:
-        self.names = list(names)
-        self.needs_folder = False  # because of a slash behind its name
-        self.root = -1
-        try:
-            self.root = self._open(path)
-        except OSError as error:
-            raise TargetFault(error.errno or 0, path) from None
-
-    def _open(self, path: bytes) -> int:
-        try:
-            is_folder = stat.S_ISDIR(os.stat(path).st_mode)
-        except FileNotFoundError:
-            is_folder = False
-            self.needs_folder = path.endswith(b"/")
-            if len(self.names) > 1:
-                raise
-        if is_folder:
-            return os.open(path, DIRECTORY)
-        if len(self.names) > 1:
-            raise OSError(errno.ENOTDIR, "")
-        name = os.path.basename(path.rstrip(b"/"))
-        if not entries.is_name(name):
-            raise OSError(errno.ENOENT, "")
-        self.names = [name]
-        return os.open(os.path.dirname(path.rstrip(b"/")) or b".", DIRECTORY)
-
-    def close(self) -> None:
-        """Close the folder."""
-        os.close(self.root)
 
 
 class Partial:
@@ -109,13 +74,46 @@ class Partial:
         os.close(self.fd)
 
 
+class Stream(Partial):
+    """A device or a FIFO, which takes the content of a file as it comes and stays what it is."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd, self.position = fd, 0
+
+    def skip(self, length: int) -> None:
+        """A hole is zeros here: a disk would keep what it has there. Raises `Fault`."""
+        while length:
+            zeros = ZEROS[:length]
+            self.write(zeros)
+            length -= len(zeros)
+
+    def finish(self, *, fsync: bool) -> None:
+        """It has all of it. Raises `OSError`."""
+        try:
+            if fsync:
+                os.fsync(self.fd)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # there is no disk behind it
+                raise
+        os.close(self.fd)
+
+    def abandon(self, *, keep: bool) -> None:
+        """What it has taken cannot be taken back."""
+        os.close(self.fd)
+
+
 class Level:
-    """A folder that is being written: None where it could not be made; `entry` is None where it stays as it is."""
+    """A folder that is being written: None where it could not be made; `entry` is None where it stays as it is.
 
-    __slots__ = ("entry", "folder", "name")
+    Where `is_new`, all that is in it came with this copy.
+    """
 
-    def __init__(self, name: bytes, folder: "Folder | None" = None, entry: "Entry | None" = None) -> None:
-        self.folder, self.name, self.entry = folder, name, entry
+    __slots__ = ("entry", "folder", "is_new", "name")
+
+    def __init__(self, name: bytes, folder: "Folder | None" = None) -> None:
+        self.folder, self.name = folder, name
+        self.entry: Entry | None = None
+        self.is_new = False
 
 
 class Tree:
@@ -158,13 +156,40 @@ class Tree:
             raise Fault(entries.UNFINISHED, 0)
         return folder, entry.name
 
-    def _place_file(self, entry: Entry) -> tuple[Folder, bytes]:
+    def _place_entry(self, entry: Entry, over: int = 0) -> tuple[Folder, bytes]:
+        """The folder and the name for what is no folder. It takes the place of no special file but of type `over`."""
         if not self.depth:
             if self.top is None:
                 raise Fault(entries.CREATE, errno.ENOTDIR)
             if self._target.needs_folder:
                 raise Fault(entries.TARGET, errno.ENOENT)
-        return self.place(entry)
+        folder, name = self.place(entry)
+        if not self._levels[-1].is_new:
+            refuse_special(folder, name, over)
+        return folder, name
+
+    def place_top_file(self) -> "tuple[Folder, bytes | None]":
+        """The folder and the name for a regular file at the top: where a link leads to that is the target itself."""
+        if self._target.is_link:
+            try:
+                fd, name = self._target.follow()
+            except OSError as error:
+                raise Fault(entries.CREATE, error.errno or 0) from None
+            return Folder(self._shelf, b"", root=fd), name
+        return self.root, self.top
+
+    def _place_file(self, entry: Entry) -> tuple[Folder, bytes]:
+        if self.depth or not self._target.is_link:
+            return self._place_entry(entry)
+        folder, name = self.place_top_file()
+        assert name is not None
+        refuse_special(folder, name)
+        return folder, name
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether the target itself takes the content of the next file, being a device or a FIFO."""
+        return self._target.is_stream and not self.depth
 
     def enter(self, entry: Entry) -> None:
         """Make a folder, if it is not there, and be in it. Raises `Fault`, and is in it nevertheless."""
@@ -176,6 +201,7 @@ class Tree:
             above, name = self.place(entry)
             try:
                 os.mkdir(name, 0o777 if entry.flags & entries.BARE else 0o700, dir_fd=above.fd)
+                level.is_new = True
             except FileExistsError:
                 pass
             folder = above.child(name)
@@ -216,7 +242,13 @@ class Tree:
 
     def write_small(self, entry: Entry, content: memoryview, digest: bytes) -> None:
         """Write a file whose content came with its entry. Raises `Fault`."""
-        if digest or entry.xattrs or self._options.fsync or not self._write_unlocked(entry, content):
+        if (
+            digest
+            or entry.xattrs
+            or self._options.fsync
+            or self._target.is_stream
+            or not self._write_unlocked(entry, content)
+        ):
             partial = self.create(entry)
             try:
                 partial.write(content)
@@ -251,6 +283,8 @@ class Tree:
 
     def create(self, entry: Entry) -> Partial:
         """Begin a file."""
+        if self.is_stream:
+            return self._open_stream()
         folder, name = self._place_file(entry)
         try:
             fd = folder.fd
@@ -262,6 +296,14 @@ class Tree:
                 os.close(file)
         except OSError as error:
             raise Fault(entries.CREATE, error.errno or 0) from None
+
+    def _open_stream(self) -> Stream:
+        if self._options.checksum:
+            raise Fault(entries.UNREADABLE, 0)
+        try:
+            return Stream(os.open(self._target.path, os.O_WRONLY | os.O_NOCTTY | os.O_CLOEXEC))
+        except OSError as error:
+            raise Fault(entries.WRITE, error.errno or 0) from None
 
     def go_on(self, entry: Entry, offset: int) -> Partial:
         """Go on with a file behind `offset`, which an earlier copy has come to."""
@@ -281,6 +323,9 @@ class Tree:
     def complete(self, partial: Partial, entry: Entry, digest: bytes) -> None:
         """A file is whole: see whether it is, and give it its name. Raises `Fault`, and the file is gone."""
         try:
+            if isinstance(partial, Stream):
+                partial.finish(fsync=self._options.fsync)
+                return
             partial.set_size(entry.size)
             if digest and file_digest(partial.fd) != digest:
                 raise Fault(entries.DIFFERS, 0)
@@ -347,7 +392,7 @@ class Tree:
 
     def symlink(self, entry: Entry) -> None:
         """Make a symbolic link, which nothing here will ever follow."""
-        folder, name = self._place_file(entry)
+        folder, name = self._place_entry(entry)
         try:
             fd = folder.fd
             put_in_place(fd, name, entry, lambda new: os.symlink(bytes(entry.rest), new, dir_fd=fd))
@@ -359,7 +404,7 @@ class Tree:
 
     def fifo(self, entry: Entry) -> None:
         """Make a FIFO."""
-        folder, name = self._place_file(entry)
+        folder, name = self._place_entry(entry, over=stat.S_IFIFO)
         try:
             fd = folder.fd
             put_in_place(fd, name, entry, lambda new: os.mkfifo(new, 0o600, dir_fd=fd))
@@ -374,7 +419,7 @@ class Tree:
     def finish(self) -> None:
         """All is there: let the disk have it, if that is asked for. Raises `OSError`."""
         if self._options.fsync:
-            os.fsync(self.root.fd)
+            self._target.fsync()
 
     def close(self) -> None:
         """Close all folders."""
@@ -405,6 +450,16 @@ class Rehearsal(Tree):
 
     def finish(self) -> None:
         """Nothing has been written."""
+
+
+def refuse_special(folder: Folder, name: bytes, over: int = 0) -> None:
+    """Raises `Fault` where a device, a FIFO or a socket has this name, which is not of the type `over` (S_IFMT)."""
+    try:
+        kind = stat.S_IFMT(os.stat(name, dir_fd=folder.fd, follow_symlinks=False).st_mode)
+    except OSError:
+        return  # nothing is there, or to write will say why
+    if kind in SPECIAL and kind != over:
+        raise Fault(SPECIAL[kind], 0)
 
 
 def put_in_place(fd: int, name: bytes, entry: Entry, make: "Callable[[bytes], None]") -> None:
