@@ -10,6 +10,10 @@ programs that know nothing of this package.
 import errno
 import os
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .copying.result import CopyResult
+
 USAGE = 2
 """Exit code for wrong usage, as in the shell's own builtins; every other failure is 1."""
 
@@ -382,6 +386,34 @@ def start_error(kind: str, number: int, subject: str) -> StartError:
     classes = {errno.ENOENT: StartMissingError, errno.EACCES: StartPermissionError, errno.EPERM: StartPermissionError}
     classes[errno.ECONNREFUSED] = StartRefusedError
     return classes.get(number, StartError)(kind, number, subject)
+
+
+class CopyError(FastvsockError, OSError):
+    """Something of a copy is not at its target. `result` says what is; `failed` are the entries that are not."""
+
+    def __init__(self, result: "CopyResult") -> None:
+        super().__init__()
+        self.args = (result,)
+        self.result, self.failed = result, result.failed
+        self.errno, self.filename = self.failed[0].errno or None, self.failed[0].path
+
+    def __str__(self) -> str:
+        more = len(self.failed) - 1
+        return f"{self.failed[0]}" + (f" (and {more} more in `failed`)" if more else "")
+
+
+class CopyMissingError(CopyError, FileNotFoundError):
+    """The first entry that is not at the target is not there to be copied, or its folder is not."""
+
+
+class CopyPermissionError(CopyError, PermissionError):
+    """The first entry that is not at the target may not be read or written."""
+
+
+def copy_error(result: "CopyResult") -> CopyError:
+    """The `CopyError` of the class that a caller would expect for the first failure."""
+    classes = {errno.ENOENT: CopyMissingError, errno.EACCES: CopyPermissionError, errno.EPERM: CopyPermissionError}
+    return classes.get(result.failed[0].errno, CopyError)(result)
 
 
 class EmulatorError(_NumberedError):

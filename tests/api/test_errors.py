@@ -8,6 +8,7 @@ import pytest
 
 import fastvsock
 from fastvsock import errors
+from fastvsock.copying.result import Failure
 
 EXAMPLES: list[fastvsock.FastvsockError] = [
     fastvsock.FastvsockError("text"),
@@ -46,6 +47,9 @@ EXAMPLES: list[fastvsock.FastvsockError] = [
     fastvsock.HandshakeTimeoutError("/run/v.sock", 5003, "10"),
     fastvsock.GuestRefusedError("/run/v.sock", 5003),
     fastvsock.BadReplyError("/run/v.sock", 5003, "'SSH'"),
+    fastvsock.CopyError(fastvsock.CopyResult(failed=[Failure("file", "left out")])),
+    fastvsock.CopyMissingError(fastvsock.CopyResult(failed=[Failure("file", "cannot read", 2)])),
+    fastvsock.CopyPermissionError(fastvsock.CopyResult(failed=[Failure("file", "cannot read", 13)])),
 ]
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import os
+import pickle
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ def test_put_and_get_list_what_they_copied(guest: Guest, engine: str, tmp_path: 
     assert sorted(map(os.fsencode, result.copied)) == sorted(
         os.path.normpath(os.path.join(os.fsencode(tree), path)) for path in snapshot(tree) if not path.endswith(b"/.")
     )
-    back = remote.get([tmp_path / "there" / "file", tmp_path / "none"], tmp_path, exclude=["x"])
+    back = remote.get([tmp_path / "there" / "file", tmp_path / "none"], tmp_path, exclude=["x"], check=False)
     assert back.copied == [f":{tmp_path}/there/file"]
     assert [(failure.path, failure.errno) for failure in back.failed] == [(f":{tmp_path}/none", 2)]
     assert str(back.failed[0]) == f":{tmp_path}/none: cannot read: No such file or directory"
@@ -66,6 +67,30 @@ def test_errors_have_the_classes_that_a_program_expects(guest: Guest, engine: st
         remote.get(__file__, tmp_path / "none" / "file")
     with pytest.raises(ValueError, match="no source"):
         remote.get([], tmp_path)
+
+
+@pytest.mark.parametrize("way", ["put", "get"])
+def test_a_copy_that_leaves_something_out_raises_in_the_end(
+    guest: Guest, engine: str, tmp_path: Path, way: str
+) -> None:
+    copy = getattr(fastvsock.Guest(guest.uds, engine=engine), way)
+    colon = ":" if way == "get" else ""
+    with pytest.raises(FileNotFoundError) as caught:
+        copy([tmp_path / "none", __file__, tmp_path / "neither"], tmp_path)
+    assert isinstance(caught.value, fastvsock.CopyError)
+    reason = "cannot read: No such file or directory"
+    assert str(caught.value) == f"{colon}{tmp_path}/none: {reason} (and 1 more in `failed`)"
+    assert [failure.path for failure in caught.value.failed] == [f"{colon}{tmp_path}/{n}" for n in ("none", "neither")]
+    assert caught.value.result.copied == [f"{colon}{__file__}"]
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert (type(again), str(again), again.errno) == (type(caught.value), str(caught.value), 2)
+    (tmp_path / "into").mkdir()
+    os.mkfifo(tmp_path / "into" / "file")
+    (tmp_path / "file").touch()
+    with pytest.raises(fastvsock.CopyError, match="not copied over the FIFO of this name"):
+        copy(tmp_path / "file", tmp_path / "into")
+    with pytest.raises(fastvsock.CopyError, match="not copied over the FIFO of this name"):
+        asyncio.run(getattr(fastvsock.AsyncGuest(guest.uds, engine=engine), way)(tmp_path / "file", tmp_path / "into"))
 
 
 def test_copies_run_side_by_side_in_a_loop(guest: Guest, engine: str, tmp_path: Path) -> None:

@@ -3,8 +3,8 @@
 Copy there and back, and see that nothing is missing::
 
     guest = fastvsock.Guest("/run/firecracker.vsock")
-    assert guest.put("site", "/srv/www").is_complete
-    result = guest.get("/srv/www/.", "back", resume=True)
+    guest.put("site", "/srv/www")  # raises CopyError where something is not there
+    result = guest.get("/srv/www/.", "back", resume=True, check=False)
     print(len(result.copied), "copied", len(result.skipped), "were there", *result.failed)
 """
 
@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import TypedDict, Unpack
 
+from .. import errors
 from ..channels.guest import Guest as Commands
 from .client import Copy
 from .options import Options
@@ -24,6 +25,7 @@ Progress = Callable[[int, str], object]
 class CopyOptions(TypedDict, total=False):
     """The options of a copy, which are those of `fastvsock cp`.
 
+    With `check`, the default, a copy that leaves something out raises `CopyError` in the end.
     `exclude` are patterns for names at any depth or, with a slash in front or inside, for paths from the source on.
     `user` (name or number, ``:group`` behind it perhaps) is who to be in the guest. `progress` is called with the bytes
     of content that have been moved, and the path of the entry that was copied last.
@@ -39,6 +41,7 @@ class CopyOptions(TypedDict, total=False):
     exclude: Sequence[Name]
     user: str | int | None
     progress: Progress | None
+    check: bool
 
 
 class Guest(Commands):
@@ -52,17 +55,18 @@ class Guest(Commands):
     def put(self, source: Name | Sequence[Name], target: Name, **options: Unpack[CopyOptions]) -> CopyResult:
         """Copy one path of this host, or several, to `target` in the guest, by the rules of `fastvsock cp`.
 
-        What cannot be copied is in the result, and the rest is copied. Raises `StartError` where the target cannot be
-        used, and what `run` raises for connections.
+        What cannot be copied is left out, and the rest is copied. Raises `CopyError` then, a `FileNotFoundError` for
+        instance, unless `check` is false: `failed` of the result says it too. Raises `StartError` where the target
+        cannot be used, and what `run` raises for connections.
         """
         return Job(self._uds, self._how, options).put(source, target)
 
     def get(self, source: Name | Sequence[Name], target: Name, **options: Unpack[CopyOptions]) -> CopyResult:
         """Copy one path of the guest, or several, to `target` on this host, by the rules of `fastvsock cp`.
 
-        What cannot be copied is in the result, and the rest is copied. Nothing is written outside of `target`, whatever
-        the guest sends; a `target` that is itself a link is followed. Raises `StreamError` where the target cannot be
-        used, and what `run` raises for connections.
+        What cannot be copied is left out, and the rest is copied. Nothing is written outside of `target`, whatever the
+        guest sends; a `target` that is itself a link is followed. Raises `CopyError` as `put` does, `StreamError` where
+        the target cannot be used, and what `run` raises for connections.
         """
         return Job(self._uds, self._how, options).get(source, target)
 
@@ -74,7 +78,8 @@ class Job(Collection):
         super().__init__()
         given = dict(options)
         progress, user = options.get("progress"), options.get("user")
-        for name in ("progress", "user"):
+        self._check = options.get("check", True)
+        for name in ("progress", "user", "check"):
             given.pop(name, None)
         if "exclude" in given:
             given["exclude"] = tuple(map(os.fsencode, options["exclude"]))
@@ -96,6 +101,8 @@ class Job(Collection):
             act()
         finally:
             self._copy.close()
+        if self._check and self.result.failed:
+            raise errors.copy_error(self.result)
         return self.result
 
     def abandon(self) -> None:
