@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import subprocess
 import tarfile
 from io import BytesIO
@@ -60,6 +61,29 @@ def test_a_time_that_no_entry_can_have_does_not_stop_a_rehearsal(
 ) -> None:
     done = copied(guest, "--dry-run", *words(way, far, tmp_path / "there"), engine=engine)
     assert len(done.stdout.splitlines()) == 6
+
+
+@BOTH_WAYS
+@pytest.mark.parametrize("options", [[], ["--resume"]])
+def test_a_slash_behind_a_link_to_a_folder_means_the_folder(
+    guest: Guest, engine: str, tmp_path: Path, way: str, options: list[str]
+) -> None:
+    for name in ("real/sub", "into"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "real" / "sub" / "file").write_bytes(b"content")
+    (tmp_path / "real" / "within").symlink_to("sub")
+    (tmp_path / "link").symlink_to("real")
+    copied(guest, *options, *words(way, f"{tmp_path}/link/", tmp_path / "into"), engine=engine)
+    assert (tmp_path / "into" / "link" / "sub" / "file").read_bytes() == b"content"
+    assert os.readlink(tmp_path / "into" / "link" / "within") == "sub"
+
+
+@BOTH_WAYS
+def test_a_slash_behind_a_file_is_refused(guest: Guest, engine: str, tmp_path: Path, way: str) -> None:
+    (tmp_path / "file").touch()
+    done = cp(guest, *words(way, f"{tmp_path}/file/", tmp_path / "there"), engine=engine)
+    assert re.search(rb"/file/?: cannot read: Not a directory\n$", done.stderr)
+    assert (done.returncode, (tmp_path / "there").exists()) == (1, False)
 
 
 def test_a_tar_stream_has_the_last_time_too(guest: Guest, engine: str, far: Path) -> None:

@@ -61,7 +61,7 @@ def opener(native: bool) -> "Callable[[bytes, int, int], int]":
 class Shelf:
     """The descriptors of folders that are open, the one that was used last at the end.
 
-    `follow` lets folders of a source be symbolic links.
+    `follow` lets all folders of a source be symbolic links.
     """
 
     def __init__(self, *, native: bool, follow: bool = False) -> None:
@@ -95,14 +95,18 @@ class Shelf:
 
 
 class Folder:
-    """A folder: the root, whose descriptor `root` stays open and is the caller's, or `name` in its `parent`."""
+    """A folder: the root, whose descriptor `root` stays open and is the caller's, or `name` in its `parent`.
 
-    __slots__ = ("_identity", "_root", "_shelf", "depth", "name", "parent")
+    `follows` lets its name be a symbolic link.
+    """
+
+    __slots__ = ("_identity", "_root", "_shelf", "depth", "follows", "name", "parent")
 
     def __init__(self, shelf: Shelf, name: bytes, parent: "Folder | None" = None, root: int = -1) -> None:
         self._shelf, self._root = shelf, root
         self.name, self.parent = name, parent
         self.depth: int = parent.depth + 1 if parent else 0
+        self.follows = shelf.follow
         self._identity: tuple[int, int] | None = None
 
     def child(self, name: bytes) -> "Folder":
@@ -128,7 +132,7 @@ class Folder:
         while below:
             some = [below.pop()]
             length = len(some[0].name)
-            while not self._shelf.follow and below and length + len(below[-1].name) < LONGEST_PATH:
+            while not some[-1].follows and below and length + len(below[-1].name) < LONGEST_PATH:
                 length += 1 + len(below[-1].name)
                 some.append(below.pop())
             fd = some[-1]._open_from(fd, b"/".join(folder.name for folder in some))
@@ -136,10 +140,7 @@ class Folder:
 
     def _open_from(self, above: int, path: bytes) -> int:
         """Open it by its `path` from the descriptor `above`, and see whether it is the one that it was."""
-        if self._shelf.follow:
-            fd = os.open(path, DIRECTORY, dir_fd=above)
-        else:
-            fd = self._shelf.open_below(path, DIRECTORY, above)
+        fd = os.open(path, DIRECTORY, dir_fd=above) if self.follows else self._shelf.open_below(path, DIRECTORY, above)
         status = os.fstat(fd)
         identity = status.st_dev, status.st_ino
         if self._identity not in (None, identity):

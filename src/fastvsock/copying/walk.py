@@ -72,7 +72,11 @@ class Walk:
             yield entries.NOTE, folder, name, Fault(entries.READ, error.errno or 0)
             return
         if stat.S_ISDIR(status.st_mode):
-            yield from self.tree(folder.child(name), status)
+            top = folder.child(name)
+            top.follows = top.follows or follow
+            yield from self.tree(top, status)
+        elif follow:  # because of a slash behind its name
+            yield entries.NOTE, folder, name, Fault(entries.READ, errno.ENOTDIR)
         else:
             yield self._one(folder, name, status)
 
