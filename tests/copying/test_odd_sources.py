@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fastvsock.copying import entries
+from fastvsock.copying import entries, send
 from fastvsock.copying.entries import Entry, Fault
 from fastvsock.copying.folders import Folder, Shelf
 from fastvsock.copying.walk import Filter, Walk
@@ -84,6 +84,33 @@ def test_a_slash_behind_a_file_is_refused(guest: Guest, engine: str, tmp_path: P
     done = cp(guest, *words(way, f"{tmp_path}/file/", tmp_path / "there"), engine=engine)
     assert re.search(rb"/file/?: cannot read: Not a directory\n$", done.stderr)
     assert (done.returncode, (tmp_path / "there").exists()) == (1, False)
+
+
+@BOTH_WAYS
+@pytest.mark.parametrize(("options", "source"), [([], "/proc/version"), (["--checksum"], "/proc/kallsyms")])
+def test_a_file_that_does_not_say_its_size_is_whole(
+    guest: Guest, engine: str, tmp_path: Path, way: str, options: list[str], source: str
+) -> None:
+    assert not Path(source).stat().st_size
+    copied(guest, *options, *words(way, source, tmp_path / "there"), engine=engine)
+    assert (tmp_path / "there").read_bytes() == Path(source).read_bytes()
+
+
+@BOTH_WAYS
+def test_a_file_of_sysfs_has_the_bytes_that_it_has(guest: Guest, engine: str, tmp_path: Path, way: str) -> None:
+    copied(guest, *words(way, "/sys/kernel/fscaps", tmp_path / "there"), engine=engine)
+    assert (tmp_path / "there").read_bytes() == Path("/sys/kernel/fscaps").read_bytes()
+
+
+def test_a_file_without_an_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(send, "UNSIZED", 100)
+    read_end, write_end = os.pipe()
+    os.write(write_end, bytes(101))
+    with pytest.raises(Fault) as caught:
+        send._read_on(read_end, b"x")
+    assert entries.describe(*caught.value.args) == "cannot read: File too large"
+    os.close(read_end)
+    os.close(write_end)
 
 
 def test_a_tar_stream_has_the_last_time_too(guest: Guest, engine: str, far: Path) -> None:

@@ -25,6 +25,8 @@ LOOKAHEAD = 2048  # entries of the walk that are offered before the first of the
 TOGETHER = 256  # of them that are sent together, for the other end to look at while this one walks on
 OFFERS = {entries.ENTER: entries.OFFER_ENTER, entries.LEAVE: entries.OFFER_LEAVE, entries.FILE: entries.OFFER_FILE}
 FILE_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC  # a FIFO in a file's place blocks nobody
+UNSIZED = 1 << 26  # bytes, at most, of a file that does not say how many it has
+PIECE = 1 << 16  # bytes of it that are read at a time
 SOON = 0.05  # seconds: a source that is measured as fast is measured before it is sent
 
 
@@ -313,8 +315,14 @@ class Sender:
 
     def _send_small(self, fd: int, folder: Folder, entry: Entry, before: os.stat_result) -> None:
         data = os.read(fd, entry.size + 1)
-        if _differs(os.fstat(fd), before) or len(data) != entry.size:
+        if _differs(os.fstat(fd), before) or (len(data) != entry.size and before.st_blocks):
             raise Fault(entries.CHANGED, 0)
+        if len(data) != entry.size:  # procfs and sysfs do not say how much there is
+            data = _read_on(fd, data)
+            entry.size = len(data)
+            if entry.size > entries.SMALL:
+                self._send_held(folder, entry, data)
+                return
         entry.flags |= entries.INLINE
         if self._options.checksum:
             entry.flags |= entries.DIGEST
@@ -324,6 +332,16 @@ class Sender:
         self.content += entry.size
         self.report.progress(self.content)
         self.answers.expect(entries.FILE, folder, entry.name, entry.size)
+
+    def _send_held(self, folder: Folder, entry: Entry, data: bytes) -> None:
+        """Send a large file whose content is in memory."""
+        self.wire.put(entry.encode(entries.FILE))
+        self.answers.expect(entries.FILE, folder, entry.name, entry.size)
+        for at in range(0, entry.size, entries.MAX_DATA):
+            self.wire.put(entries.frame(entries.DATA, data[at : at + entries.MAX_DATA]))
+        self.wire.put(entries.close(digest=sha256(data).digest() if self._options.checksum else b""))
+        self.content += entry.size
+        self.report.progress(self.content)
 
     def _send_large(self, fd: int, folder: Folder, entry: Entry, before: os.stat_result) -> None:
         offset = self._offset
@@ -365,6 +383,17 @@ def _entry(folder: Folder, name: bytes, status: "os.stat_result | None") -> Entr
 
 def _differs(after: os.stat_result, before: os.stat_result) -> bool:
     return (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns)
+
+
+def _read_on(fd: int, data: bytes) -> bytes:
+    """`data`, and what the descriptor has behind it, up to its end. Raises `Fault` where it does not end soon."""
+    held = bytearray(data)
+    while data:
+        data = os.read(fd, PIECE)
+        held += data
+        if len(held) > UNSIZED:
+            raise Fault(entries.READ, errno.EFBIG)
+    return bytes(held)
 
 
 def _attributes(fd: int) -> "tuple[tuple[bytes, bytes], ...]":
