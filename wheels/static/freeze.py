@@ -12,6 +12,7 @@ import encodings
 import json
 import marshal
 import os
+import subprocess
 import sys
 from encodings.aliases import aliases
 from modulefinder import ModuleFinder
@@ -21,6 +22,7 @@ PACKAGE = "fastvsock"
 HERE = Path(__file__).resolve().parent
 LIBRARY = os.path.dirname(os.__file__)
 START = "_fastvsock_start"  # the name by which plain.c imports it
+FIRST = f"{PACKAGE}.runcvm_vsock_connect"
 
 # What the interpreter itself imports by name, from C: importlib's parts, codecs, and what builds on those.
 INTERPRETER = (
@@ -36,12 +38,10 @@ INTERPRETER = (
     "io",
     "traceback",
     "warnings",
-    "zipimport",
 )
 BOOTSTRAP = {  # what initialisation looks for in a table of its own, and under which name
     "importlib._bootstrap": "_frozen_importlib",
     "importlib._bootstrap_external": "_frozen_importlib_external",
-    "zipimport": "zipimport",
 }
 ALIASES = {"os.path": "posixpath"}
 REPLACED = {"encodings.idna": HERE / "idna.py"}  # the whole codec wants a megabyte of tables
@@ -89,6 +89,7 @@ UNWANTED = (
     "webbrowser",
     "xml",
     "xmlrpc",
+    "zipimport",  # initialisation would import it, if it were there
 )
 
 # What Modules/config.c calls the function of a module that is not named as the others are.
@@ -147,7 +148,8 @@ def main(source: Path, optional: Path, start: Path, out: Path) -> None:
     files, builtin = closure(source, own)
     extensions = [name_of(source, path) for path in sorted((source / PACKAGE).rglob("*.pyx"))]
     files |= {START: start} | REPLACED
-    codes = {name: code_of(name, path) for name, path in sorted(files.items())}
+    first = [name for name in (START, *imported_by_start(source)) if name in files]
+    codes = {name: code_of(name, files[name]) for name in dict.fromkeys([*first, *sorted(files)])}
     packages = {name for name, path in files.items() if path.name == "__init__.py"}
     (out / "frozen.bin").write_bytes(b"".join(codes.values()))
     (out / "frozen.c").write_text(frozen_table(codes, packages))
@@ -184,6 +186,13 @@ def closure(source: Path, own: list[str]) -> tuple[dict[str, Path], set[str]]:
     found = finder.modules.items()
     files = {name: Path(module.__file__) for name, module in found if module.__file__}  # type: ignore[attr-defined]
     return files, finder.modules.keys() - files.keys()
+
+
+def imported_by_start(source: Path) -> list[str]:
+    """The modules that the start of a connection imports: the interpreter looks through its table from the front."""
+    words = f"import sys; sys.path.insert(0, sys.argv[1]); import {FIRST}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-S", "-P", "-B", "-c", words, source], stdout=subprocess.PIPE, check=True)
+    return done.stdout.decode().split()
 
 
 def imported_by(package: Path) -> set[str]:

@@ -29,8 +29,8 @@ extern char **environ;
 extern size_t __hwcap; /* of libc's */
 
 volatile int image_awake;
-static PyObject *resume;        /* _fastvsock_start.resume */
-static PyObject *signal_module;
+static PyObject *resume;     /* _fastvsock_start.resume */
+static PyObject *set_signal; /* _signal.signal */
 
 static int errors = 2; /* where an error is reported: there is no sys.stderr */
 
@@ -94,6 +94,15 @@ static void forget_thread(void)
     state->native_thread_id = 0;
 }
 
+/* What _signal knows of each signal in an image, whoever builds it and however: SIGPIPE and SIGXFSZ are ignored, as
+   the interpreter's initialisation has it, and the others are not. */
+static void settle_signals(void)
+{
+    for (int number = 1; number < NSIG; number++) {
+        PyOS_setsig(number, number == SIGPIPE || number == SIGXFSZ ? SIG_IGN : SIG_DFL);
+    }
+}
+
 static void write_all(int fd, const void *from, size_t size)
 {
     for (size_t done = 0; done < size;) {
@@ -131,6 +140,7 @@ _Noreturn void image_make(const char *path)
     for (int standard = 0; standard < 3; standard++) {
         close(standard); /* no sys.stdin, stdout and stderr, whose buffers and kinds would be those of this process */
     }
+    settle_signals();
     hide_machine();
     heap_pooled = 1;
     heap_survive_forks();
@@ -141,7 +151,9 @@ _Noreturn void image_make(const char *path)
     PyObject *start = PyImport_ImportModule("_fastvsock_start");
     require(start);
     require(resume = PyObject_GetAttrString(start, "resume"));
-    require(signal_module = PyImport_ImportModule("_signal"));
+    PyObject *signals = PyImport_ImportModule("_signal");
+    require(signals);
+    require(set_signal = PyObject_GetAttrString(signals, "signal"));
     require(PyObject_CallMethod(start, "prepare", NULL));
     forget_thread();
     heap_pooled = 0;
@@ -163,13 +175,15 @@ static void adopt_thread(void)
     }
 }
 
-/* As the interpreter's initialisation does it; the module looks again at what each signal does. */
+/* Tell _signal which others this process ignores. To execute the module again would too, and write to 70 pages. */
 static void adopt_signals(void)
 {
     PyOS_setsig(SIGPIPE, SIG_IGN);
     PyOS_setsig(SIGXFSZ, SIG_IGN);
-    if (PyModule_ExecDef(signal_module, PyModule_GetDef(signal_module)) < 0) {
-        require(NULL);
+    for (int number = 1; number < NSIG; number++) {
+        if (number != SIGPIPE && number != SIGXFSZ && PyOS_getsig(number) == SIG_IGN) {
+            require(PyObject_CallFunction(set_signal, "il", number, (long)SIG_IGN));
+        }
     }
 }
 

@@ -31,8 +31,11 @@ void interpreter_initialise(int argc, char **argv, int image)
     config.install_signal_handlers = !image;
     config.use_hash_seed = image; /* dictionaries keep their order in an image: with the seed 0 */
     config.hash_seed = 0;
+    config._init_main = 0; /* in two steps: "Multi-Phase Initialization" in the documentation */
     require(PyConfig_SetBytesArgv(&config, argc, argv));
     require(Py_InitializeFromConfig(&config));
+    PyGC_Disable(); /* what is imported at the start leaves no garbage; start.py enables it again */
+    require(_Py_InitializeMain());
     PyConfig_Clear(&config);
 }
 

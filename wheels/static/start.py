@@ -43,6 +43,8 @@ def prepare() -> None:
 
     for name in IMAGE:
         __import__(name)
+    sys.modules[IMAGE[0]].parse(("", "0"), "")  # a name that was looked up once is found without writing
+    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)  # as main() would have it
     sys.argv[:] = []
     os.environ._data.clear()  # type: ignore[attr-defined]
     gc.collect()
@@ -60,10 +62,13 @@ def resume(arguments: list[str], environment: dict[bytes, bytes]) -> None:
 
 def main() -> None:
     """Become `runcvm-vsock-connect` or `fastvsock`. Does not return."""
+    import gc
+
     if "".join(sys.argv[:1]).rpartition("/")[2] == CONNECT:
         if _signal.getsignal(_signal.SIGINT) == _signal.default_int_handler:  # else it is ignored, and stays so
             _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
         from fastvsock.runcvm_vsock_connect import main
     else:
         from fastvsock.cli import main
+    gc.enable()
     main()
