@@ -5,6 +5,7 @@ the start is measured, since the engine is that of another peer. A *proxy* peer 
 for no forwarder: the ends hold the socket themselves, which is the limit. `python` and `python -S` only start.
 """
 
+import atexit
 import os
 import shutil
 import subprocess
@@ -103,6 +104,31 @@ def static(suffix: str = "") -> Path:
     return folder
 
 
+@cache
+def installation() -> Path:
+    """A virtual environment with a copy of this package, laid out as pip lays it out: what a user has.
+
+    The environment of development is slower: its packages add files (`*.pth`) that each start reads.
+    """
+    folder = BUILD / f"installation-{os.getpid()}"
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    (packages,) = folder.glob("lib/python*/site-packages")
+    source = Path(import_module("fastvsock").__path__[0])
+    shutil.copytree(source, packages / "fastvsock", ignore=shutil.ignore_patterns("__pycache__", "*.pyx", "*.c"))
+    python = folder / "bin" / "python"
+    subprocess.run([python, "-m", "compileall", "-q", packages], check=True)
+    script = python.with_name("runcvm-vsock-connect")
+    code = (HERE.parents[1] / "src" / "scripts" / script.name).read_text()
+    script.write_text(code.replace("#!python", f"#!{python}", 1))
+    script.chmod(0o755)
+    return folder
+
+
+def _installed(uds: str, port: int) -> list[str]:
+    return [str(installation() / "bin" / "runcvm-vsock-connect"), uds, str(port)]
+
+
 def _static(suffix: str) -> Callable[[str, int], list[str]]:
     return lambda uds, port: [str(static(suffix) / "runcvm-vsock-connect"), uds, str(port)]
 
@@ -181,6 +207,7 @@ def _python_version() -> str:
 PEERS = (
     Peer("splice", "fastvsock, splice", "stdio", _ours("splice"), _no_splice, our_version),
     Peer("copy", "fastvsock, copy", "stdio", _ours("copy"), version=our_version),
+    Peer("installed", "fastvsock, installed by pip", "start", _installed, version=our_version),
     Peer("static", "fastvsock, static", "start", _static(""), no_binary, our_version),
     Peer(
         "static-plain",

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+import fastvsock
 from support import HANG, ROOT, Child, started
 
 pytest.importorskip("pyperf")
@@ -24,7 +25,7 @@ if not (shutil.which("cc") or shutil.which("gcc")):
 
 from bench.ends import announced_port
 from bench.measures import MEASURES
-from bench.peers import PEERS, Peer
+from bench.peers import PEERS, Peer, installation
 from bench.process_tree import Tree
 from bench.results import Results, paired, quantile, spread
 from bench.sample import PeerError
@@ -189,6 +190,17 @@ def test_results_tell_the_machine_and_the_versions(results: Path) -> None:
     up = Results.load(str(results)).get("up", "c-copy", "time")
     assert up
     assert {"round", "place", "date", "load_avg_1min", "bytes", "chunk"} <= set(up.about)
+
+
+def test_the_installation_is_a_copy_that_starts_apart_from_the_environment_of_development() -> None:
+    script = Path(installation() / "bin" / "runcvm-vsock-connect")
+    done = subprocess.run([script, "--version"], capture_output=True, text=True, timeout=HANG, check=True)
+    assert done.stdout == f"runcvm-vsock-connect {fastvsock.__version__}\n"
+    code = "import fastvsock, sys; print(fastvsock.__file__, *sys.path, sep='\\n')"
+    words: list[str | Path] = [script.with_name("python"), "-I", "-c", code]
+    module, *path = subprocess.run(words, capture_output=True, text=True, timeout=HANG, check=True).stdout.split()
+    assert Path(module).is_relative_to(installation())
+    assert str(ROOT / "src") not in path
 
 
 def test_peers_take_turns_within_a_round(tmp_path: Path) -> None:

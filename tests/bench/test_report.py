@@ -134,7 +134,7 @@ def test_a_target_stands_beside_the_ratio_within_rounds(static: list[float], ver
     """One eighth of the installation's start, in a machine that becomes a hundred times slower."""
     (row,) = [
         line
-        for line in page(Results(suite({"static": static, "splice": [1.0, 100.0]}))).splitlines()
+        for line in page(Results(suite({"static": static, "installed": [1.0, 100.0]}))).splitlines()
         if "at most 1/8" in line
     ]
     assert verdict in row
