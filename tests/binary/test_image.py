@@ -187,7 +187,7 @@ def test_a_thousand_starts_are_alike(connect: Path) -> None:
 
 @pytest.mark.parametrize(
     "before",
-    [[], ["setarch", "--addr-no-randomize"], ["sh", "-c", 'trap "" HUP PIPE USR1; exec "$@"', "sh"]],
+    [[], ["setarch", "--addr-no-randomize"], ["sh", "-c", 'trap "" HUP PIPE USR1; exec env -i TZ=UTC0 "$@"', "sh"]],
     ids=["with ASLR", "without ASLR", "with signals ignored"],
 )
 def test_a_first_start_without_emulation_gives_the_same_image(
