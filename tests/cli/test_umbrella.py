@@ -1,32 +1,31 @@
 """The umbrella command: what it lists, and that its `connect` fails as the program does."""
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from support import HANG
-from support.packages import SCRIPTS, run
+from support import HANG, called
+from support.umbrella import run
 
 
 @pytest.mark.parametrize("option", ["--help", "-h"])
 def test_the_umbrella_lists_its_commands(option: str) -> None:
-    done = subprocess.run([SCRIPTS / "fastvsock", option], capture_output=True, timeout=HANG, check=False)
+    done = run(option)
     assert (done.returncode, done.stderr) == (0, b"")
     assert done.stdout.startswith(b"usage: fastvsock COMMAND")
     assert b"\n  connect " in done.stdout
 
 
 def test_a_command_of_the_umbrella_has_a_help_of_its_own() -> None:
-    done = run(SCRIPTS / "fastvsock", "connect", "--help")
+    done = run("connect", "--help")
     assert done.returncode == 0
-    assert done.stdout.startswith("usage: fastvsock connect [options] UDS PORT")
+    assert done.stdout.startswith(b"usage: fastvsock connect [options] UDS PORT")
 
 
 @pytest.mark.parametrize(("arguments", "told"), [([], "a command is needed"), (["warp"], "unknown command 'warp'")])
 def test_the_umbrella_without_a_known_command_is_wrong_usage(arguments: list[str], told: str) -> None:
-    done = subprocess.run([SCRIPTS / "fastvsock", *arguments], capture_output=True, timeout=HANG, check=False)
+    done = run(*arguments)
     assert (done.returncode, done.stdout) == (2, b"")
     lines = done.stderr.decode().splitlines()
     assert lines[0] == f"fastvsock: {told}"
@@ -38,10 +37,8 @@ def test_the_umbrella_without_a_known_command_is_wrong_usage(arguments: list[str
 )
 def test_the_umbrella_fails_with_the_same_sentence_and_code(arguments: list[str], code: int, tmp_path: Path) -> None:
     twins = [
-        subprocess.run(
-            [sys.executable, "-m", *program, *arguments], cwd=tmp_path, capture_output=True, timeout=HANG, check=False
-        )
-        for program in (["fastvsock", "connect"], ["fastvsock.runcvm_vsock_connect"])
+        subprocess.run([*program, *arguments], cwd=tmp_path, capture_output=True, timeout=HANG, check=False)
+        for program in ([*called("fastvsock"), "connect"], called("runcvm-vsock-connect"))
     ]
     for done in twins:
         assert (done.returncode, done.stdout) == (code, b"")

@@ -1,20 +1,18 @@
 """A closed stdout: it ends a connection as a closed pipe does, and does no harm where nothing is said."""
 
-import sys
-
 import pytest
 
-from support import HANG, Listener, command, started
+from support import HANG, Listener, called, command, started
 
 PORT = 5003
 CLOSED = ["sh", "-c", 'exec "$@" >&-', "sh"]
 
 
-@pytest.mark.parametrize("program", ["fastvsock.runcvm_vsock_connect", "fastvsock"])
+@pytest.mark.parametrize("program", ["runcvm-vsock-connect", "fastvsock"])
 def test_the_first_byte_for_a_closed_stdout_ends_it_as_one_for_a_closed_pipe_does(
     listener: Listener, engine: str, program: str
 ) -> None:
-    words = [sys.executable, "-m", program, *(["connect"] if program == "fastvsock" else [])]
+    words = [*called(program), *(["connect"] if program == "fastvsock" else [])]
     with (
         started([*CLOSED, *words, "--engine", engine, listener.uds, str(PORT)]) as child,
         listener.accept(b"OK 1073741824\n") as far,

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fastvsock import api, errors
-from support import HANG, Listener, connecting, descriptors, pattern, read_exactly, started
+from support import HANG, PROGRAM, Listener, command, connecting, descriptors, pattern, read_exactly, started
 from support.exchange import KINDS, Ends, Way, exchange
 from support.faults import await_end, complaint, idle, push, settled, threads
 
@@ -25,6 +25,13 @@ runcvm_vsock_connect.main()
 """
 
 
+def limited(limit: int, *arguments: str, engine: str) -> list[str]:
+    """The program with a limit of its descriptors: the package has it once Python has started, which needs more."""
+    if PROGRAM:
+        return ["sh", "-c", 'ulimit -n "$0"; exec "$@"', str(limit), *command(*arguments, engine=engine)]
+    return [sys.executable, "-c", LIMITED, str(limit), "--engine", engine, *arguments]
+
+
 @pytest.mark.parametrize("limit", range(3, 14))
 @pytest.mark.parametrize("kind", KINDS)
 def test_with_few_descriptors_it_works_or_reports_what_is_missing(
@@ -32,8 +39,8 @@ def test_with_few_descriptors_it_works_or_reports_what_is_missing(
 ) -> None:
     ends = Ends(kind)
     up, down = Way(300_000), Way(300_001)
-    options = ["--linger", "0", "--engine", engine, listener.uds, "5000"]
-    with started([sys.executable, "-c", LIMITED, str(limit), *options], stdin=ends.rfd, stdout=ends.wfd) as child:
+    arguments = ["--linger", "0", listener.uds, "5000"]
+    with started(limited(limit, *arguments, engine=engine), stdin=ends.rfd, stdout=ends.wfd) as child:
         ends.close_theirs()
         arrived: list[tuple[bytes, bytes]] = []
         relaying = threading.Thread(target=lambda: arrived.append(exchange(ends, listener.accept(), up, down)))

@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -103,11 +102,11 @@ def test_the_version_goes_to_stdout() -> None:
 
 
 @pytest.mark.parametrize("option", ["--help", "--version"])
-@pytest.mark.parametrize("module", ["fastvsock.runcvm_vsock_connect", "fastvsock"])
-def test_a_reader_that_has_gone_is_no_failure_of_help(option: str, module: str) -> None:
+@pytest.mark.parametrize("name", ["runcvm-vsock-connect", "fastvsock"])
+def test_a_reader_that_has_gone_is_no_failure_of_help(option: str, name: str) -> None:
     reading, writing = os.pipe()
     os.close(reading)
-    with started([sys.executable, "-m", module, option], stdout=writing) as child:
+    with started([*called(name), option], stdout=writing) as child:
         os.close(writing)
         done = outcome(child)
     assert (done.returncode, done.stderr) == (0, b"")
@@ -121,8 +120,8 @@ def test_help_that_cannot_be_written_is_a_failure(option: str) -> None:
 
 
 @pytest.mark.parametrize("option", ["--help", "--version"])
-@pytest.mark.parametrize("module", ["fastvsock.runcvm_vsock_connect", "fastvsock"])
-def test_a_closed_stdout_is_no_failure_of_help(option: str, module: str) -> None:
-    arguments = ["sh", "-c", 'exec "$@" >&-', "sh", sys.executable, "-m", module, option]
+@pytest.mark.parametrize("name", ["runcvm-vsock-connect", "fastvsock"])
+def test_a_closed_stdout_is_no_failure_of_help(option: str, name: str) -> None:
+    arguments = ["sh", "-c", 'exec "$@" >&-', "sh", *called(name), option]
     done = subprocess.run(arguments, capture_output=True, timeout=HANG, check=False)
     assert (done.returncode, done.stderr) == (0, b"")

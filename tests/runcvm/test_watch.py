@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +10,7 @@ from time import monotonic, sleep
 
 import pytest
 
-from support import HANG, Child, started
+from support import HANG, Child, called, started
 from support.bundles import OLD_TRANSPORT, SHELL_SCRIPTS, exec_script, make_bundle, put, runcvm, snapshot
 from support.installing import LAUNCHER
 
@@ -21,7 +20,7 @@ EXEC = "scripts/runcvm-ctr-exec"
 @contextmanager
 def watching(bundle: Path, errors: Path, *arguments: str) -> Iterator[Child]:
     """The command as a process, which writes its stderr to the file `errors`."""
-    command = [sys.executable, "-m", "fastvsock", "runcvm", "install", "--watch", "0.05", "--root", str(bundle)]
+    command = [*called("fastvsock"), "runcvm", "install", "--watch", "0.05", "--root", str(bundle)]
     with errors.open("wb") as stderr, started([*command, *arguments], stderr=stderr, stdout=stderr) as child:
         yield child
 
@@ -102,7 +101,7 @@ def test_a_look_at_a_bundle_where_nothing_changed_runs_no_program(bundle: Path, 
 @pytest.mark.parametrize("arguments", [["--watch", "0"], ["--watch", "x"], ["--watch", "5", "--dry-run"]])
 def test_a_watch_that_cannot_be_meant_is_wrong_usage(bundle: Path, arguments: list[str]) -> None:
     before = snapshot(bundle)
-    command = [sys.executable, "-m", "fastvsock", "runcvm", "install", "--root", str(bundle), *arguments]
+    command = [*called("fastvsock"), "runcvm", "install", "--root", str(bundle), *arguments]
     with started(command) as child:
         assert child.wait(HANG) == 2
     assert snapshot(bundle) == before

@@ -4,7 +4,6 @@ import errno
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import pytest
 
 from fastvsock.errors import BundleError
 from fastvsock.runcvm.bundle_files import Meta, Root
-from support import HANG
+from support import HANG, called
 from support.bundles import runcvm, snapshot
 from support.installing import SCRIPTS, installed
 
@@ -33,7 +32,7 @@ def without_chown(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     setpriv = shutil.which("setpriv")
     if os.geteuid() != 0 or setpriv is None:
         pytest.skip("this machine: only root can lack that")
-    confined = [setpriv, "--bounding-set=-chown", "--inh-caps=-chown", sys.executable, "-m", "fastvsock", "runcvm"]
+    confined = [setpriv, "--bounding-set=-chown", "--inh-caps=-chown", *called("fastvsock"), "runcvm"]
     return subprocess.run([*confined, *arguments], capture_output=True, text=True, timeout=HANG, check=False)
 
 
@@ -112,7 +111,7 @@ def test_a_diff_that_cannot_be_shown_is_not_carried_out(bundle: Path, command: s
     if command == "uninstall":
         installed(bundle)
     before = snapshot(bundle)
-    whole = [sys.executable, "-m", "fastvsock", "runcvm", command, "--root", str(bundle)]
+    whole = [*called("fastvsock"), "runcvm", command, "--root", str(bundle)]
     reader, writer = os.pipe()
     os.close(reader)
     with open("/dev/full", "wb") as full, open(writer, "wb") as closed:
@@ -126,7 +125,7 @@ def test_a_diff_that_cannot_be_shown_is_not_carried_out(bundle: Path, command: s
 
 @pytest.mark.parametrize("arguments", [["check"], ["install", "--dry-run"]])
 def test_a_full_disk_behind_stdout_is_not_the_bundles_fault(bundle: Path, arguments: list[str]) -> None:
-    whole = [sys.executable, "-m", "fastvsock", "runcvm", *arguments, "--root", str(bundle)]
+    whole = [*called("fastvsock"), "runcvm", *arguments, "--root", str(bundle)]
     with open("/dev/full", "wb") as full:
         result = subprocess.run(whole, stdout=full, stderr=subprocess.PIPE, text=True, timeout=HANG, check=False)
     assert result.returncode == 1
@@ -137,7 +136,7 @@ def test_a_full_disk_behind_stdout_is_not_the_bundles_fault(bundle: Path, argume
 def test_a_dry_run_whose_reader_has_seen_enough_ends_like_any_other(bundle: Path, code: int) -> None:
     if code:
         (bundle / "scripts/runcvm-ctr-exec").write_text("#!/bin/sh\n")  # whose shape is unknown
-    whole = [sys.executable, "-m", "fastvsock", "runcvm", "install", "--dry-run", "--root", str(bundle)]
+    whole = [*called("fastvsock"), "runcvm", "install", "--dry-run", "--root", str(bundle)]
     reader, writer = os.pipe()
     os.close(reader)
     with open(writer, "wb") as closed:

@@ -4,6 +4,7 @@ import os
 import socket
 import stat
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -29,11 +30,16 @@ ODD_NAMES = [
 ]
 
 
-def cp_command(guest: Guest, *words: str | Path, engine: str = "auto") -> list[str]:
-    """The command line of `fastvsock cp`; options come first in `words`."""
+def cp_arguments(guest: Guest, *words: str | Path, engine: str = "auto") -> list[str]:
+    """The arguments with which `fastvsock` copies; options come first in `words`."""
     at = next(number for number, word in enumerate(words) if not str(word).startswith("-") or word == "-")
     options, paths = words[:at], words[at:]
-    return umbrella("cp", "--engine", engine, *map(str, options), guest.uds, *map(str, paths))
+    return ["cp", "--engine", engine, *map(str, options), guest.uds, *map(str, paths)]
+
+
+def cp_command(guest: Guest, *words: str | Path, engine: str = "auto") -> list[str]:
+    """The command line of `fastvsock cp`; options come first in `words`."""
+    return umbrella(*cp_arguments(guest, *words, engine=engine))
 
 
 def cp(guest: Guest, *words: str | Path, engine: str = "auto", **kinds: Any) -> subprocess.CompletedProcess[bytes]:
@@ -206,6 +212,5 @@ def cp_on_a_failing_disk(
     number: int, guest: Guest, *words: str | Path, engine: str
 ) -> subprocess.CompletedProcess[bytes]:
     """Run `fastvsock cp` where the host's disk ends with this errno behind the first MiB of any file."""
-    python, _, _, *arguments = cp_command(guest, *words, engine=engine)
-    command = [python, "-c", _ON_A_FAILING_DISK, str(number), *arguments]
+    command = [sys.executable, "-c", _ON_A_FAILING_DISK, str(number), *cp_arguments(guest, *words, engine=engine)]
     return subprocess.run(command, capture_output=True, timeout=HANG, check=False)
