@@ -25,10 +25,10 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable, Iterable, Mapping
-from typing import IO, Any, TypeVar
+from typing import IO, Any, Literal, TypeVar, Unpack, overload
 
 from .client import Channel
-from .guest import PATIENCE, PIPE, File, Guest, GuestProcess, Job, Reachable, Words, check_input
+from .guest import PATIENCE, PIPE, File, Guest, GuestProcess, Job, Reachable, RunOptions, Words, check_input
 
 Made = TypeVar("Made")
 
@@ -36,6 +36,61 @@ Made = TypeVar("Made")
 class AsyncGuest(Reachable):
     """A guest with `fastvsock agent` in it, behind the VMM's Unix socket `uds`. The parameters are those of `Guest`."""
 
+    @overload
+    async def run(
+        self,
+        args: Words,
+        *,
+        input: str | None = None,
+        text: Literal[True],
+        encoding: str | None = None,
+        errors: str | None = None,
+        **options: Unpack[RunOptions],
+    ) -> "subprocess.CompletedProcess[str]": ...
+    @overload
+    async def run(
+        self,
+        args: Words,
+        *,
+        input: str | None = None,
+        text: bool | None = None,
+        encoding: str,
+        errors: str | None = None,
+        **options: Unpack[RunOptions],
+    ) -> "subprocess.CompletedProcess[str]": ...
+    @overload
+    async def run(
+        self,
+        args: Words,
+        *,
+        input: str | None = None,
+        text: bool | None = None,
+        encoding: str | None = None,
+        errors: str,
+        **options: Unpack[RunOptions],
+    ) -> "subprocess.CompletedProcess[str]": ...
+    @overload
+    async def run(
+        self,
+        args: Words,
+        *,
+        input: bytes | None = None,
+        text: Literal[False] | None = None,
+        encoding: None = None,
+        errors: None = None,
+        **options: Unpack[RunOptions],
+    ) -> "subprocess.CompletedProcess[bytes]": ...
+    @overload
+    async def run(
+        self,
+        args: Words,
+        *,
+        input: str | bytes | None = None,
+        text: bool | None = None,
+        encoding: str | None = None,
+        errors: str | None = None,
+        **options: Unpack[RunOptions],
+    ) -> "subprocess.CompletedProcess[Any]": ...
     async def run(
         self,
         args: Words,
@@ -105,7 +160,7 @@ class AsyncGuest(Reachable):
             except RuntimeError:
                 pass  # the loop is closed, and nobody waits
 
-        def start() -> GuestProcess:
+        def start() -> GuestProcess[bytes]:
             return GuestProcess(args, connect(), stdin, stdout, stderr, on_over=on_over)
 
         return AsyncGuestProcess(await _in_thread(start, GuestProcess.abandon), over)
@@ -139,7 +194,7 @@ class AsyncGuestProcess:
     `stdin` is a `StreamWriter`, `stdout` and `stderr` are `StreamReader`, where PIPE was asked for.
     """
 
-    def __init__(self, process: GuestProcess, over: asyncio.Event) -> None:
+    def __init__(self, process: GuestProcess[bytes], over: asyncio.Event) -> None:
         self._process, self._over = process, over
         self.stdin: asyncio.StreamWriter | None = None
         self.stdout: asyncio.StreamReader | None = None

@@ -36,7 +36,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from io import TextIOBase, TextIOWrapper
 from signal import SIGKILL, SIGTERM
 from time import monotonic
-from typing import IO, Any
+from typing import IO, Any, AnyStr, Generic, Literal, TypedDict, Unpack, overload
 
 from .. import errors
 from . import client, protocol
@@ -57,6 +57,27 @@ PATIENCE = 5.0  # seconds for a killed command to end
 PIECE = 1 << 16  # bytes
 
 
+class StartOptions(TypedDict, total=False):
+    """What `popen` takes besides text, and `run` too, for type checkers."""
+
+    stdin: File
+    stdout: File
+    stderr: File
+    env: Mapping[str, str] | None
+    cwd: str | None
+    user: str | int | None
+    group: str | int | None
+    extra_groups: Iterable[str | int] | None
+
+
+class RunOptions(StartOptions, total=False):
+    """What `run` takes besides text and `input`."""
+
+    capture_output: bool
+    check: bool
+    timeout: float | None
+
+
 class Reachable:
     """What `Guest` and `AsyncGuest` have in common: how their guest is reached, and what its agent is asked for."""
 
@@ -71,6 +92,10 @@ class Reachable:
     ) -> None:
         self._uds = uds
         self._how: dict[str, Any] = {"port": port, "timeout": timeout, "wait": wait, "engine": engine}
+
+    def __repr__(self) -> str:
+        how = "".join(f", {name}={value!r}" for name, value in self._how.items())
+        return f"{type(self).__name__}({self._uds!r}{how})"
 
     def _open(
         self,
@@ -110,6 +135,61 @@ class Guest(Reachable):
     or ``copy``. An object of this class holds no connection: each call makes its own, from any thread.
     """
 
+    @overload
+    def run(
+        self,
+        args: Words,
+        *,
+        input: str | None = None,
+        text: Literal[True],
+        encoding: str | None = None,
+        errors: str | None = None,
+        **options: Unpack[RunOptions],
+    ) -> "subprocess.CompletedProcess[str]": ...
+    @overload
+    def run(
+        self,
+        args: Words,
+        *,
+        input: str | None = None,
+        text: bool | None = None,
+        encoding: str,
+        errors: str | None = None,
+        **options: Unpack[RunOptions],
+    ) -> "subprocess.CompletedProcess[str]": ...
+    @overload
+    def run(
+        self,
+        args: Words,
+        *,
+        input: str | None = None,
+        text: bool | None = None,
+        encoding: str | None = None,
+        errors: str,
+        **options: Unpack[RunOptions],
+    ) -> "subprocess.CompletedProcess[str]": ...
+    @overload
+    def run(
+        self,
+        args: Words,
+        *,
+        input: bytes | None = None,
+        text: Literal[False] | None = None,
+        encoding: None = None,
+        errors: None = None,
+        **options: Unpack[RunOptions],
+    ) -> "subprocess.CompletedProcess[bytes]": ...
+    @overload
+    def run(
+        self,
+        args: Words,
+        *,
+        input: str | bytes | None = None,
+        text: bool | None = None,
+        encoding: str | None = None,
+        errors: str | None = None,
+        **options: Unpack[RunOptions],
+    ) -> "subprocess.CompletedProcess[Any]": ...
     def run(
         self,
         args: Words,
@@ -150,6 +230,56 @@ class Guest(Reachable):
                 channel.close()
             return job.result(status, timeout, check)
 
+    @overload
+    def popen(
+        self,
+        args: Words,
+        *,
+        text: Literal[True],
+        encoding: str | None = None,
+        errors: str | None = None,
+        **options: Unpack[StartOptions],
+    ) -> "GuestProcess[str]": ...
+    @overload
+    def popen(
+        self,
+        args: Words,
+        *,
+        text: bool | None = None,
+        encoding: str,
+        errors: str | None = None,
+        **options: Unpack[StartOptions],
+    ) -> "GuestProcess[str]": ...
+    @overload
+    def popen(
+        self,
+        args: Words,
+        *,
+        text: bool | None = None,
+        encoding: str | None = None,
+        errors: str,
+        **options: Unpack[StartOptions],
+    ) -> "GuestProcess[str]": ...
+    @overload
+    def popen(
+        self,
+        args: Words,
+        *,
+        text: Literal[False] | None = None,
+        encoding: None = None,
+        errors: None = None,
+        **options: Unpack[StartOptions],
+    ) -> "GuestProcess[bytes]": ...
+    @overload
+    def popen(
+        self,
+        args: Words,
+        *,
+        text: bool | None = None,
+        encoding: str | None = None,
+        errors: str | None = None,
+        **options: Unpack[StartOptions],
+    ) -> "GuestProcess[Any]": ...
     def popen(
         self,
         args: Words,
@@ -165,7 +295,7 @@ class Guest(Reachable):
         user: str | int | None = None,
         group: str | int | None = None,
         extra_groups: Iterable[str | int] | None = None,
-    ) -> "GuestProcess":
+    ) -> "GuestProcess[Any]":
         """Start a command in the guest: `subprocess.Popen`, over there.
 
         Returns once the command has started. Raises what `run` does, but for `timeout` and `check`.
@@ -204,7 +334,7 @@ class Guest(Reachable):
         return client.information(self._uds, **how)
 
 
-class GuestProcess:
+class GuestProcess(Generic[AnyStr]):
     """A command that runs in a guest, as `subprocess.Popen` has it. Its pid means nothing here, and is left out.
 
     `stdin`, `stdout` and `stderr` are files where PIPE was asked for. `returncode` is the exit status, or -n where
@@ -226,9 +356,9 @@ class GuestProcess:
     ) -> None:
         self.args = args
         self._on_over = on_over
-        self.stdin: IO[Any] | None = None
-        self.stdout: IO[Any] | None = None
-        self.stderr: IO[Any] | None = None
+        self.stdin: IO[AnyStr] | None = None
+        self.stdout: IO[AnyStr] | None = None
+        self.stderr: IO[AnyStr] | None = None
         self.returncode: int | None = None
         self._failure: BaseException | None = None
         self._over = threading.Event()
@@ -289,7 +419,7 @@ class GuestProcess:
         assert status is not None
         return status
 
-    def communicate(self, input: str | bytes | None = None, timeout: float | None = None) -> tuple[Any, Any]:
+    def communicate(self, input: AnyStr | None = None, timeout: float | None = None) -> tuple[Any, Any]:
         """Send `input`, read both outputs to their ends, and wait.
 
         Raises `TypeError` as `subprocess` does, `TimeoutExpired`, after which it may be called again for the rest, and
@@ -329,7 +459,10 @@ class GuestProcess:
         """SIGKILL."""
         self.send_signal(SIGKILL)
 
-    def __enter__(self) -> "GuestProcess":
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: returncode: {self.returncode} args: {self.args!r}>"
+
+    def __enter__(self) -> "GuestProcess[AnyStr]":
         return self
 
     def __exit__(self, *exception: object) -> None:
