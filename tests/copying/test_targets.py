@@ -188,3 +188,54 @@ def test_a_link_in_a_folder_gives_way_to_a_file(
     copied(guest, *words(way, source, tmp_path / "into"), engine=engine)
     assert not (tmp_path / "into" / "source").is_symlink()
     assert (tmp_path / "victim").read_bytes() == b"mine"
+
+
+@pytest.fixture
+def merged(tmp_path: Path) -> Path:
+    """A root as distributions have it, with links in the place of folders, and an overlay for it beside it."""
+    root = tmp_path / "root"
+    (root / "usr" / "bin").mkdir(parents=True)
+    (root / "bin").symlink_to("usr/bin")
+    (root / "out").symlink_to(tmp_path)
+    for name in ("bin", "out"):
+        (tmp_path / "overlay" / name / "sub").mkdir(parents=True)
+        (tmp_path / "overlay" / name / "sub" / "tool").write_bytes(b"tool")
+    return root
+
+
+@BOTH_WAYS
+def test_a_folder_is_copied_into_a_link_when_that_is_asked_for(
+    guest: Guest, engine: str, merged: Path, tmp_path: Path, way: str
+) -> None:
+    arguments = words(way, f"{tmp_path}/overlay/bin", merged)
+    copied(guest, "--keep-dirlinks", *arguments, engine=engine)
+    assert (merged / "usr" / "bin" / "sub" / "tool").read_bytes() == b"tool"
+    assert (merged / "bin").is_symlink()
+    done = cp(guest, "--keep-dirlinks", "--resume", "--stats", *arguments, engine=engine)
+    assert b" 1 skipped, 0 failed; 0 bytes" in done.stderr
+
+
+@BOTH_WAYS
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ([], "--keep-dirlinks copies into the folder that it leads to"),
+        (["--keep-dirlinks"], "it does not lead down from its folder: make the real folder the TARGET"),
+    ],
+)
+def test_a_link_that_is_not_to_be_followed_is_named(
+    guest: Guest, engine: str, merged: Path, tmp_path: Path, way: str, options: list[str], reason: str
+) -> None:
+    done = cp(guest, *options, *words(way, f"{tmp_path}/overlay/out", merged), engine=engine)
+    lines = done.stderr.decode().splitlines()
+    assert done.returncode == 1
+    assert "/overlay/out: not copied into the link of this name" in lines[0]
+    assert lines[0].endswith(reason)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["overlay", "root"]
+
+
+def test_a_tar_stream_goes_through_links_too(guest: Guest, engine: str, merged: Path, tmp_path: Path) -> None:
+    tar = ["tar", "-C", str(tmp_path / "overlay"), "-c", "bin/sub/tool"]
+    made = subprocess.run(tar, capture_output=True, check=True, timeout=HANG)
+    copied(guest, "--keep-dirlinks", "-", f":{merged}", engine=engine, input=made.stdout)
+    assert (merged / "usr" / "bin" / "sub" / "tool").read_bytes() == b"tool"

@@ -29,12 +29,12 @@ SOURCE or TARGET is a tar stream on stdin or stdout, for the other is in the gue
 path counted from SOURCE (/build, src/*.o). *, ? and [...] match slashes too, as those of tar do; a slash at the end
 changes nothing. With a folder all that is in it is left out. Quote a PATTERN, so that no shell expands it.
 
-A file goes where a TARGET that is a symbolic link leads; in a TARGET that is a folder, links are replaced. A TARGET
-that is a device or a FIFO, such as :/dev/null or /dev/stdout, takes the content. In a folder, nothing is copied over
-devices, FIFOs and sockets.
-
 Modes and times are kept, and owners where the receiving side is root. A file appears under its name when it is whole.
 Devices and sockets are left out, and count as missing.
+
+A file goes where a TARGET that is a symbolic link leads; in a TARGET that is a folder, a file replaces a link, and a
+folder is copied into no link but with --keep-dirlinks. A TARGET that is a device or a FIFO, such as :/dev/null or
+/dev/stdout, takes the content. In a folder, nothing is copied over devices, FIFOs and sockets.
 
 A copy that is interrupted leaves the begun part of a large file beside its TARGET, as .fastvsock-....part: --resume
 goes on with it or removes it. A folder's files of such names are not copied, and count as missing.
@@ -75,6 +75,9 @@ def make_parser() -> arguments.Parser:
     parser.add_argument("--follow", action="store_true", help="copy what symbolic links lead to")
     parser.add_argument("--no-owner", action="store_true", help="files become the receiving user's")
     parser.add_argument("--xattrs", action="store_true", help="keep extended attributes where both sides may")
+    parser.add_argument(
+        "--keep-dirlinks", action="store_true", help="copy a folder into the one that a link of its name leads down to"
+    )
     parser.add_argument("--fsync", action="store_true", help="wait for the disk, file by file")
     parser.add_argument("-u", "--user", default="", metavar="USER[:GROUP]", help="who to be in the guest")
     parser.add_argument("--dry-run", action="store_true", help="print what would be copied, and copy nothing")
@@ -164,6 +167,7 @@ def _wanted(options: argparse.Namespace, *, measure: bool) -> Options:
         dry_run=options.dry_run,
         fsync=options.fsync,
         xattrs=options.xattrs,
+        keep_dirlinks=options.keep_dirlinks,
         measure=measure,
         exclude=tuple(map(os.fsencode, options.exclude)),
     )

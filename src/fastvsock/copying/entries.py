@@ -68,9 +68,11 @@ FAULTS = (
     "not copied over the FIFO of this name: remove it, or copy to another TARGET",
     "not copied over the socket of this name: remove it, or copy to another TARGET",
     "not written, for a device or a FIFO cannot be read again: leave --checksum out",
+    "not copied into the link of this name: --keep-dirlinks copies into the folder that it leads to",
+    "not copied into the link of this name, for it does not lead down from its folder: make the real folder the TARGET",
 )
 READ, WRITE, CREATE, SET, CHANGED, LEFT_OUT, FOLDER, DIFFERS, NO_LINK, NAME, TWICE, UNFINISHED, TARGET = range(13)
-DEVICE, OVER_FIFO, SOCKET, UNREADABLE = range(TARGET + 1, len(FAULTS))
+DEVICE, OVER_FIFO, SOCKET, UNREADABLE, DIRLINK, LINK_ELSEWHERE = range(TARGET + 1, len(FAULTS))
 
 _ENTRY = struct.Struct(">BIIIqQB")
 _CLOSE = struct.Struct(">BI")

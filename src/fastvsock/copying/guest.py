@@ -38,6 +38,7 @@ class CopyOptions(TypedDict, total=False):
     dry_run: bool
     fsync: bool
     xattrs: bool
+    keep_dirlinks: bool
     exclude: Sequence[Name]
     user: str | int | None
     progress: Progress | None

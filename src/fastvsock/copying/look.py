@@ -45,10 +45,10 @@ class Look:
         if folder and name is None:
             below = folder
         elif folder and name:
-            below = folder.child(name)
             try:
+                below = self._tree.find_folder(folder, name)
                 below.fd  # noqa: B018 (opens it)
-            except OSError:
+            except (OSError, Fault):
                 below = None
         self._stages.append(Stage(below))
 

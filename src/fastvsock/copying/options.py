@@ -23,11 +23,13 @@ class Options:
         dry_run: bool = False,
         fsync: bool = False,
         xattrs: bool = False,
+        keep_dirlinks: bool = False,
         measure: bool = False,
         exclude: tuple[bytes, ...] = (),
     ) -> None:
         self.owner, self.follow, self.checksum, self.resume = owner, follow, checksum, resume
-        self.dry_run, self.fsync, self.xattrs, self.measure, self.exclude = dry_run, fsync, xattrs, measure, exclude
+        self.dry_run, self.fsync, self.xattrs, self.keep_dirlinks = dry_run, fsync, xattrs, keep_dirlinks
+        self.measure, self.exclude = measure, exclude
 
     def encode(self) -> list[bytes]:
         """The options as ``NAME=VALUE``, for a request."""

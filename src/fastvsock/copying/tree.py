@@ -202,15 +202,32 @@ class Tree:
             try:
                 os.mkdir(name, 0o777 if entry.flags & entries.BARE else 0o700, dir_fd=above.fd)
                 level.is_new = True
+                folder = above.child(name)
             except FileExistsError:
-                pass
-            folder = above.child(name)
+                folder = self.find_folder(above, name)
             if folder.fd >= 0:
                 level.folder, level.entry = folder, None if entry.flags & entries.BARE else entry
         except OSError as error:
             raise Fault(entries.CREATE, error.errno or 0) from None
         finally:
             self._levels.append(level)
+
+    def find_folder(self, above: Folder, name: bytes) -> Folder:
+        """The folder that has this name, or that a link of this name leads to if that is asked for. Raises `Fault`.
+
+        Such a link may lead down from where it is and no other way, so nobody gains anything by sending one.
+        """
+        try:
+            words = os.readlink(name, dir_fd=above.fd).rstrip(b"/").split(b"/")
+        except OSError:
+            return above.child(name)
+        if not self._options.keep_dirlinks:
+            raise Fault(entries.DIRLINK, 0)
+        if not all(map(entries.is_name, words)):
+            raise Fault(entries.LINK_ELSEWHERE, 0)
+        for word in words:
+            above = above.child(word)
+        return above
 
     def leave(self) -> None:
         """Be done with a folder. Its mode and time come last, for its entries need the one and change the other."""
