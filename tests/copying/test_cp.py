@@ -254,6 +254,22 @@ def test_json_has_an_object_for_each_entry(guest: Guest, engine: str, tree: Path
     assert (end["event"], end["failed"], end["copied"]) == ("end", 1, len(events) - 2)
 
 
+@pytest.mark.parametrize("options", [[], ["--resume"]])
+def test_json_of_a_dry_run_says_what_would_be(
+    guest: Guest, engine: str, tree: Path, tmp_path: Path, options: list[str]
+) -> None:
+    if options:
+        copied(guest, tree / "file", f":{tmp_path}/there", engine=engine)
+    done = cp(guest, "--dry-run", "--json", "--stats", *options, tree / "file", f":{tmp_path}/there", engine=engine)
+    event, end = map(json.loads, done.stdout.splitlines())
+    what = "would-skip" if options else "would-copy"
+    expected = {"event": what, "dry_run": True, "path": str(tree / "file")}
+    assert {name: value for name, value in event.items() if name != "bytes"} == expected
+    assert (end["event"], end["dry_run"], end[what], "copied" in end) == ("end", True, 1, False)
+    assert ("1 " + what.replace("would-", "to ")).encode() in done.stderr
+    assert (tmp_path / "there").exists() == bool(options)
+
+
 def test_a_reader_that_has_gone_does_not_end_a_copy(guest: Guest, engine: str, tmp_path: Path) -> None:
     (tmp_path / "many").mkdir()
     for number in range(1000):

@@ -215,7 +215,7 @@ class Printer(Report):
 
     def __init__(self, options: argparse.Namespace, sources: list[bytes], target: str) -> None:
         self._target = target
-        self._json, self._names, self._stats = options.json, options.dry_run and not options.json, options.stats
+        self._json, self._dry, self._stats = options.json, options.dry_run, options.stats
         self._started = monotonic()
         self.files = self.skips = self.failures = self.content = 0
         self._line: Line | None = None
@@ -256,9 +256,17 @@ class Printer(Report):
 
     def _tell(self, event: str, path: bytes, **more: object) -> None:
         if self._json:
-            _print(json.dumps({"event": event, "path": os.fsdecode(path), **more}))
-        elif self._names and event == "copied":
+            self._print_object(self._name(event), path=os.fsdecode(path), **more)
+        elif self._dry and event == "copied":
             _print(errors.printable(os.fsdecode(path)))
+
+    def _name(self, event: str) -> str:
+        """What is said of entries that this became of, or would become of."""
+        return {"copied": "would-copy", "skipped": "would-skip"}.get(event, event) if self._dry else event
+
+    def _print_object(self, event: str, **more: object) -> None:
+        dry: dict[str, object] = {"dry_run": True} if self._dry else {}
+        _print(json.dumps({"event": event, **dry, **more}))
 
     def progress(self, content: int) -> None:
         """Content has been moved."""
@@ -271,15 +279,14 @@ class Printer(Report):
         if self._line:
             self._line.clear()
         seconds = monotonic() - self._started
-        counts = {"copied": self.files, "skipped": self.skips, "failed": self.failures, "bytes": self.content}
+        counts = {"copied": self.files, "skipped": self.skips, "failed": self.failures}
+        counts = {self._name(event): count for event, count in counts.items()}
         if self._json:
-            _print(json.dumps({"event": "end", **counts, "seconds": round(seconds, 3)}))
+            self._print_object("end", **counts, bytes=self.content, seconds=round(seconds, 3))
         if self._stats:
-            rate = self.content / seconds / (1 << 20)
-            log(
-                f"{self.files} copied, {self.skips} skipped, {self.failures} failed; {self.content} bytes, "
-                f"{seconds:.3f} s, {rate:.0f} MiB/s"
-            )
+            rate = f", {self.content / seconds / (1 << 20):.0f} MiB/s" if not self._dry else ""
+            shown = ", ".join(f"{count} {event.replace('would-', 'to ')}" for event, count in counts.items())
+            log(f"{shown}; {self.content} bytes, {seconds:.3f} s{rate}")
 
 
 def _print(line: str) -> None:
