@@ -29,7 +29,8 @@ SOURCE or TARGET is a tar stream on stdin or stdout, for the other is in the gue
 path counted from SOURCE (/build, src/*.o). *, ? and [...] match slashes too, as those of tar do; a slash at the end
 changes nothing. With a folder all that is in it is left out. Quote a PATTERN, so that no shell expands it.
 
-Modes and times are kept, and owners where the receiving side is root. A file appears under its name when it is whole.
+Modes and times are kept, and owners where the receiving side is root: with them setuid and setgid bits, as cp -a keeps
+them and scp does not. --no-owner leaves both out. A file appears under its name when it is whole.
 Devices and sockets are left out, and count as missing.
 
 A file goes where a TARGET that is a symbolic link leads; in a TARGET that is a folder, a file replaces a link, and a
@@ -70,7 +71,11 @@ def make_parser() -> arguments.Parser:
     parser.add_argument(
         "--resume", action="store_true", help="skip files of the same size and time, continue large ones"
     )
-    parser.add_argument("--checksum", action="store_true", help="compare the SHA-256 of every file on both sides")
+    parser.add_argument(
+        "--checksum",
+        action="store_true",
+        help="compare the SHA-256 of every file on both sides: of copied files and, with --resume, of those to skip",
+    )
     parser.add_argument("--exclude", action="append", default=[], metavar="PATTERN", help="leave out; may be repeated")
     parser.add_argument("--follow", action="store_true", help="copy what symbolic links lead to")
     parser.add_argument("--no-owner", action="store_true", help="files become the receiving user's")

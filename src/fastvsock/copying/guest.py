@@ -25,6 +25,8 @@ Progress = Callable[[int, str], object]
 class CopyOptions(TypedDict, total=False):
     """The options of a copy, which are those of `fastvsock cp`.
 
+    By default a receiver that is root keeps owners, and with them setuid and setgid bits; ``owner=False`` leaves both
+    out. `resume` skips files of the same size, time and, with `checksum`, digest; `checksum` alone compares copies.
     With `check`, the default, a copy that leaves something out raises `CopyError` in the end.
     `exclude` are patterns for names at any depth or, with a slash in front or inside, for paths from the source on.
     `user` (name or number, ``:group`` behind it perhaps) is who to be in the guest. `progress` is called with the bytes
