@@ -224,7 +224,7 @@ def test_nothing_of_the_services_takes_the_place_of_a_closed_descriptor(
     look = f"for n in 0 1 2; do readlink /proc/$$/fd/$n; done >{tmp_path}/seen"
     words = service_command("proxy", far_end.uds, "7", "--", "sh", "-c", look)
     subprocess.run(["sh", "-c", shell, "sh", *words], capture_output=True, timeout=HANG, check=True)
-    seen = (tmp_path / "seen").read_text().split()
+    seen = (tmp_path / "seen").read_text().splitlines()
     assert len(seen) == 3
     assert not any(name.startswith("socket:") for name in seen)
 
