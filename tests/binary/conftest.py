@@ -35,9 +35,19 @@ def machine() -> str:
     return binaries.machine()
 
 
-@pytest.fixture(scope="session", params=build.KINDS)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Each way to start in turn, or those that a module names.
+
+    A module that had a fixture `kind` of its own would leave its program to the next one as if it were of that kind.
+    """
+    if "kind" in metafunc.fixturenames:
+        kinds = getattr(metafunc.module, "KINDS", build.KINDS)
+        metafunc.parametrize("kind", kinds, indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
 def kind(request: pytest.FixtureRequest, machine: str) -> str:
-    """Each way to start in turn."""
+    """How the program starts."""
     binaries.require(request.param, machine)
     return str(request.param)
 
@@ -47,6 +57,7 @@ def program(machine: str, kind: str, tmp_path_factory: pytest.TempPathFactory) -
     """The binary of this source, with the names of the modules in it, built in an environment that holds SECRET."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FASTVSOCK_SECRET", SECRET)
+        patch.setenv("TZ", SECRET)
         return build.link(machine, tmp_path_factory.mktemp(kind), kind=kind)
 
 

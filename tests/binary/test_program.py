@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from fastvsock.cli import COMMANDS
 from support import HANG, Listener, pattern, read_exactly, started, write_all
 from support.channels import agent_on
 
 SIZE = 3_000_000
-COMMANDS = ("bench", "connect", "doctor", "emulate", "listen", "proxy", "runcvm")
 
 
 def outcome(words: Sequence[str | Path], env: dict[str, str] | None = None) -> tuple[int, str, str]:
@@ -60,6 +60,12 @@ def give(sock: socket.socket, data: bytes) -> None:
         ("proxy", "--listen", "nonsense", "/v.sock", "7"),
         ("listen", "/nowhere/v.sock", "7"),
         ("emulate", "/nowhere/v.sock"),
+        ("exec", "/nowhere/v.sock", "true"),
+        ("exec", "/nowhere/v.sock"),
+        ("cp", "/nowhere/v.sock", "a", ":b"),
+        ("cp", "/nowhere/v.sock", "a"),
+        ("forward", "/nowhere/v.sock", "nonsense"),
+        ("agent", "--listen", "nonsense"),
         ("runcvm", "install", "/nowhere"),
     ],
 )
