@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 LINTERS := .github/lint.txt
 SOURCES := $(wildcard setup.py pyproject.toml src/fastvsock/*/*.pyx $(LINTERS))
 
-.PHONY: help build demo test lint check format fuzz test-binary test-vm bench mutants clean \
+.PHONY: help build demo test lint check format fuzz test-binary test-emulated test-vm bench mutants clean \
 	alpine binaries check-wheels dist github-release sdist validate-wheels wheels wheels-lock
 
 help:
@@ -17,7 +17,8 @@ help:
 	@echo "make check    run the tests"
 	@echo "make format   apply ruff's formatting and its safe fixes"
 	@echo "make fuzz     give the parsers of channels bytes of any kind, for FUZZ seconds each (60)"
-	@echo "make test-binary  run the tests of the command line with the static binary of x86_64"
+	@echo "make test-binary  run the tests of the command line with the static binary of x86_64; KIND=plain, BINARY_TESTS=tests"
+	@echo "make test-emulated  run them with that of aarch64 under qemu-user"
 	@echo "make test-vm  run the tests that need a guest against real Firecracker, inside a VM"
 	@echo "make bench    measure throughput and CPU cost, splice against copy"
 	@echo "make mutants  change the code one place at a time and see whether tests notice; MUTANTS=--help"
@@ -103,19 +104,31 @@ VM_BINARY_TESTS := tests/vm/test_agent.py tests/vm/test_runcvm.py tests/vm/test_
 	--deselect tests/channels/test_exec.py::test_wrong_usage_and_a_missing_socket_are_125 \
 	--deselect tests/channels/test_terminal.py::test_it_is_as_it_was_when_the_connection_breaks
 
-# The static binary of this machine under both of its names (minutes the first time).
+# The static binary of this machine under both of its names, and in plain/ that of the other kind (minutes the first
+# time).
 BINARY := build/static/fastvsock
 $(BINARY): pyproject.toml $(shell find src/fastvsock -name '*.py' -o -name '*.pyx') $(wildcard wheels/*.py wheels/static/*)
 	rm -f build/static/fastvsock-*
 	$(PYTHON) -m wheels.static.build --only x86_64 --wheels build/static --output build/static
+	mkdir -p build/static/plain
 	for name in fastvsock runcvm-vsock-connect; do \
+		ln -sf "$$(echo '$(CURDIR)'/build/static/fastvsock-*-linux-x86_64-plain)" "build/static/plain/$$name" && \
 		ln -sf "$$(echo '$(CURDIR)'/build/static/fastvsock-*-linux-x86_64)" "build/static/$$name" || exit 1; \
 	done
 
-# The tests of the program, run by it.
+# The tests of the program, run by it: by the kind that ships, or with KIND=plain by the other.
+KIND := image
+RUN_TESTS = $(BIN)/python -m pytest -q -n $(PYTEST_WORKERS) --dist loadfile $(BINARY_TESTS)
 test-binary: build $(BINARY)
-	FASTVSOCK_TEST_COMMAND='$(CURDIR)/build/static/{name}' $(BIN)/python -m pytest -q -n $(PYTEST_WORKERS) --dist loadfile \
-		$(BINARY_TESTS)
+	FASTVSOCK_TEST_COMMAND='$(CURDIR)/build/static/$(if $(filter plain,$(KIND)),plain/){name}' $(RUN_TESTS)
+
+# The same by the binary of aarch64.
+test-emulated: build
+	rm -rf build/aarch64
+	$(PYTHON) -m wheels.static.build --only aarch64 --wheels build/aarch64 --output build/aarch64
+	qemu=$$($(PYTHON) -c 'from wheels import places; print(places.qemu("aarch64"))') && \
+		program=$$(echo '$(CURDIR)'/build/aarch64/fastvsock-*-linux-aarch64$(if $(filter plain,$(KIND)),-plain)) && \
+		FASTVSOCK_TEST_COMMAND="$$qemu -0 {name} $$program" $(RUN_TESTS)
 
 # The binary is the agent in the guest.
 test-vm: build $(BINARY)
