@@ -88,8 +88,14 @@ VM_TESTS := tests/emulator/test_protocol.py tests/connect/test_behaviour.py test
 	tests/channels/test_guest.py::test_communicate
 
 # What runs the program as processes, and of the slower folders what every connection, command and installation needs.
-BINARY_TESTS := tests/connect tests/cli tests/channels/test_exec.py tests/channels/test_or_else.py \
+BINARY_TESTS_image := tests/connect tests/cli tests/channels/test_exec.py tests/channels/test_or_else.py \
 	tests/channels/test_endings.py tests/channels/test_terminal.py tests/runcvm/test_binary*.py
+
+# The other kind differs in how it starts: arguments, streams, signals, and every byte of a few connections.
+BINARY_TESTS_plain := tests/connect/test_usage.py tests/connect/test_handshake.py tests/connect/test_half_close.py \
+	tests/connect/test_closed_stdout.py tests/connect/test_signals.py tests/connect/test_terminal.py \
+	tests/channels/test_exec.py
+BINARY_TESTS = $(BINARY_TESTS_$(KIND))
 
 # Those that the static binary runs, which starts five times as fast as the package: agent, exec, cp, some of connect.
 VM_BINARY_TESTS := tests/vm/test_agent.py tests/vm/test_runcvm.py tests/vm/test_copying.py tests/vm/test_kubectl.py \
