@@ -145,7 +145,7 @@ def test_input_is_bytes_where_text_is_not_asked_for(over_there: fastvsock.Guest)
         over_there.popen(["cat"], stdin=subprocess.PIPE) as process,
         pytest.raises(TypeError, match="a bytes-like object is required, not 'str'"),
     ):
-        process.communicate("text")
+        process.communicate("text")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("args", [[], ()])

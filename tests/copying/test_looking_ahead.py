@@ -12,7 +12,8 @@ from fastvsock.copying.options import Options
 from fastvsock.copying.receive import Receiver
 from fastvsock.copying.report import Report
 from fastvsock.copying.send import Sender
-from fastvsock.copying.tree import Target, Tree
+from fastvsock.copying.target import Target
+from fastvsock.copying.tree import Tree
 
 FILES = 1500  # fewer than a sender offers before it waits
 MOST = 256  # files, about, that one end may keep the other one waiting for

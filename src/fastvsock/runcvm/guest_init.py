@@ -20,7 +20,7 @@ from .shapes import NAME
 
 AGENT = f"/.runcvm/guest/{PROGRAM} agent"  # where every guest has the bundle
 # A here-document without quotes has a backslash before the dollar sign.
-VALUE = rf"\\?\$(?:{NAME}|\{{{NAME}\}})"
+VALUE = rf"\\?{shapes.VALUE}"
 LISTENING = re.compile(rf"VSOCK-LISTEN:(\d+|{VALUE})", re.I)
 OPTIONS = r"(?:,[\w.=-]+)*"
 ADDRESSES = re.compile(
