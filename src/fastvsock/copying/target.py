@@ -5,12 +5,11 @@ import os
 import stat
 
 from . import entries
+from .folders import DIRECTORY
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 class TargetFault(Exception):  # each end has an error of its own for it
