@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -76,25 +77,37 @@ def run(
     timeout: float | None = None,
     fine: tuple[int, ...] = (0,),
 ) -> str:
-    """Run `command` and return its stdout. Raises `Failed`, with its last words, for a status not in `fine`."""
+    """Run `command` and return its stdout. Raises `Failed`, with its last words, for a status not in `fine`.
+
+    After `timeout` seconds, or where this program is interrupted, all that the command has started is killed.
+    """
     words = [str(word) for word in command]
     try:
-        done = subprocess.run(
+        child = subprocess.Popen(
             words,
             env=env,
             cwd=cwd,
-            timeout=timeout,
-            text=True,
-            capture_output=True,
             stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
             umask=0o022,
+            process_group=0,
         )
-    except (OSError, subprocess.TimeoutExpired) as error:
+    except OSError as error:
         raise Failed(f"{Path(words[0]).name}: {error}") from None
-    if done.returncode not in fine:
-        said = "\n".join((done.stdout + done.stderr).strip().splitlines()[-25:])
-        raise Failed(f"exit status {done.returncode} from {' '.join(words)}\n{said}")
-    return done.stdout
+    with child:
+        try:
+            out, err = child.communicate(timeout=timeout)
+        except BaseException as error:
+            os.killpg(child.pid, signal.SIGKILL)
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise Failed(f"{Path(words[0]).name}: {error}") from None
+            raise
+    if child.returncode not in fine:
+        said = "\n".join((out + err).strip().splitlines()[-25:])
+        raise Failed(f"exit status {child.returncode} from {' '.join(words)}\n{said}")
+    return out
 
 
 def say(text: str) -> None:
