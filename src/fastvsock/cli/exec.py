@@ -40,6 +40,7 @@ the agent ends every process of the command's session: HUP, after 1 s TERM, and
 options:
   -i, --interactive      pass stdin on; without it the command's is empty
   -t, --tty              give the command a terminal; with -i, make this one raw
+                         (in a shell's background it stops, until fg)
   -u, --user USER[:GROUP]
                          names or numbers of the guest's (default: the agent's)
   --groups GROUP,...     supplementary groups (default: the user's)
