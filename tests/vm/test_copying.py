@@ -96,7 +96,7 @@ ATTACKS: dict[str, tuple[Callable[[bytes], list[bytes]], int, str]] = {
             LEAVES,
         ],
         1,
-        "/top/out: cannot create: ",
+        "/top/out: not copied into the link of this name: ",
     ),
     "a size beyond all files": (
         lambda victim: [folder(), Entry(b"f", size=1 << 63).encode(FILE), LEAVES],
