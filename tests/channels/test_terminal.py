@@ -81,43 +81,39 @@ def test_the_size_is_followed(guest: Guest, engine: str) -> None:
 
 def test_our_terminal_is_raw_meanwhile_and_then_as_it_was(guest: Guest, engine: str) -> None:
     with terminal(guest, "sh", "-c", "echo ready; read line; exit 5", engine=engine) as tty:
-        before = tty.modes
         tty.expect(b"ready")
         assert tty.is_raw
         tty.type(b"\n")
         assert tty.child.wait(HANG) == 5
-        assert tty.modes == before
+        assert tty.modes == tty.before
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT])
 def test_it_is_as_it_was_when_we_are_killed(guest: Guest, engine: str, number: int) -> None:
     with terminal(guest, "sh", "-c", "echo ready; sleep 1000", engine=engine) as tty:
-        before = tty.modes
         tty.expect(b"ready")
         assert tty.is_raw
         tty.child.send_signal(number)
         tty.child.wait(HANG)
-        assert within(HANG, lambda: tty.modes == before)
+        assert within(HANG, lambda: tty.modes == tty.before)
 
 
 def test_it_is_as_it_was_when_the_connection_breaks(engine: str, guest: Guest) -> None:
     mark = uuid.uuid4().hex
     with terminal(guest, "sh", "-c", "echo ready; sleep 1000; true", mark, engine=engine) as tty:
-        before = tty.modes
         tty.expect(b"ready")
         for pid in processes_with(mark):
             if pid != tty.child.pid:
                 os.kill(pid, signal.SIGKILL)
         assert tty.child.wait(HANG) == 137
-        assert tty.modes == before
+        assert tty.modes == tty.before
 
 
 def test_it_is_as_it_was_while_we_are_stopped(guest: Guest, engine: str) -> None:
     with terminal(guest, "sh", "-c", "echo ready; read line; stty size", engine=engine) as tty:
-        before = tty.modes
         tty.expect(b"ready")
         tty.child.send_signal(signal.SIGTSTP)
-        assert within(HANG, lambda: tty.modes == before)
+        assert within(HANG, lambda: tty.modes == tty.before)
         tty.resize(10, 20)
         tty.child.send_signal(signal.SIGCONT)
         assert within(HANG, lambda: tty.is_raw)

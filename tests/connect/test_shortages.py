@@ -10,7 +10,7 @@ from pathlib import Path
 
 import fastvsock
 from support import HANG, Listener, called, connecting, of_the_package, run, started
-from support.sentences import outcome, sentence
+from support.sentences import outcome, sentence, wrong_usage
 from support.sockets import listening, take
 
 PORT = 5003
@@ -122,4 +122,4 @@ def test_splice_is_not_there_without_its_extension(listener: Listener, tmp_path:
 def test_an_engine_that_the_environment_misspells_is_reported(listener: Listener) -> None:
     arguments = [*called("runcvm-vsock-connect"), listener.uds, str(PORT)]
     with started(arguments, env={**os.environ, "FASTVSOCK_ENGINE": "warp"}) as child, listener.accept():
-        sentence(outcome(child), "unknown engine 'warp' (from FASTVSOCK_ENGINE): use auto, splice or copy")
+        wrong_usage(outcome(child), "unknown engine 'warp' (from FASTVSOCK_ENGINE): use auto, splice or copy")

@@ -49,14 +49,15 @@ def raw(listener: Listener, program: int, engine: str, *options: str) -> Iterato
 
 
 def test_raw_passes_every_key_at_once_and_the_mode_comes_back(listener: Listener, engine: str) -> None:
-    with terminal() as (person, program), raw(listener, program, engine) as child:
+    with terminal() as (person, program):
         before = termios.tcgetattr(program)
-        with listener.accept() as far:
+        with raw(listener, program, engine) as child, listener.accept() as far:
             until(lambda: is_raw(program))
             os.write(person, b"\x03\x1a\x04\r")
             assert receive(far, 4) == b"\x03\x1a\x04\r"
-        assert complaint(child) == (0, [])
-        assert termios.tcgetattr(program) == before
+            far.close()
+            assert complaint(child) == (0, [])
+            assert termios.tcgetattr(program) == before
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT])
@@ -69,12 +70,13 @@ def test_the_mode_comes_back_after_a_signal(listener: Listener, engine: str, num
 
 
 def test_the_mode_comes_back_when_the_program_is_killed(listener: Listener, engine: str) -> None:
-    with terminal() as (_, program), raw(listener, program, engine) as child, listener.accept():
+    with terminal() as (_, program):
         before = termios.tcgetattr(program)
-        until(lambda: is_raw(program))
-        child.kill()
-        until(lambda: not is_raw(program))
-        assert termios.tcgetattr(program) == before
+        with raw(listener, program, engine) as child, listener.accept():
+            until(lambda: is_raw(program))
+            child.kill()
+            until(lambda: not is_raw(program))
+            assert termios.tcgetattr(program) == before
 
 
 def test_the_mode_comes_back_after_an_error(listener: Listener, engine: str) -> None:

@@ -11,10 +11,10 @@ from support import Child, started, write_all
 
 
 class Terminal:
-    """A terminal of the test's, with the real command in it."""
+    """A terminal of the test's, with the real command in it. `before` are its modes before that has started."""
 
-    def __init__(self, ours: int, its: int, child: Child) -> None:
-        self.ours, self.its, self.child = ours, its, child
+    def __init__(self, ours: int, its: int, child: Child, before: list[object]) -> None:
+        self.ours, self.its, self.child, self.before = ours, its, child, before
         self.seen = b""
 
     def expect(self, text: bytes) -> bytes:
@@ -46,10 +46,11 @@ def in_terminal(command: Sequence[str]) -> Iterator[Terminal]:
     """The command in a terminal of 30 rows and 100 columns, which is its controlling one."""
     ours, its = os.openpty()
     fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
+    before = termios.tcgetattr(its)
     kinds = {"stdin": its, "stdout": its, "stderr": its, "start_new_session": True}
     try:
         with started(command, preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0), **kinds) as child:
-            yield Terminal(ours, its, child)
+            yield Terminal(ours, its, child, before)
     finally:
         os.close(ours)
         os.close(its)
