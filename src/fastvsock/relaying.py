@@ -174,8 +174,10 @@ class Relay:
             raise errors.RelayError(f"cannot relay: {error}", errno.EAGAIN) from None
         for_signals = _wake_on_signals(self._wakeup)
         try:
-            up = self._run_up()
-            self._up_is_over = True
+            try:
+                up = self._run_up()
+            finally:
+                self._up_is_over = True  # said before the other thread is woken, also where a signal's handler raised
             if up[0] != STOPPED and not (self._guest_is_silent or self._is_near_end_gone(*up)):
                 self._await_down(self._patience(up[0]))
         finally:

@@ -1,6 +1,7 @@
 """`fastvsock doctor UDS 721` asks the agent."""
 
 import json
+import re
 import subprocess
 
 import fastvsock
@@ -16,7 +17,8 @@ def test_doctor_asks_the_agent(guest: Guest, engine: str) -> None:
     found = {finding["check"]: finding for finding in json.loads(done.stdout)}
     assert found["agent"]["state"] == "ok"
     assert found["agent"]["text"].startswith(f"fastvsock agent {fastvsock.__version__} on ")
-    assert f"engine {engine}, 1 channels open, answered in " in found["agent"]["text"]
+    # One before it may be about to end.
+    assert re.search(rf"engine {engine}, [12] channels open, answered in ", found["agent"]["text"])
     assert found["agent"]["text"].endswith(f" ms; this is fastvsock {fastvsock.__version__}")
 
 

@@ -23,13 +23,13 @@ class PeerRelay(Relay):
     """
 
     has_left: "Callable[[], bool] | None" = None
-    _deaf = _silent = False
+    _deaf = False
     _ask_at, _ask_after = 0.0, ASK_AGAIN[0]
 
     def _after_down(self, end: int, error: int) -> None:
         if end == TARGET and error in GONE:
             self._deaf = True
-            if not self._silent:
+            if not self._up_is_over:  # where it is, the pump may have read what was to wake this thread
                 self._drop()
 
     def _drop(self) -> None:
@@ -47,7 +47,6 @@ class PeerRelay(Relay):
                 return
 
     def _is_deserted(self) -> bool:
-        self._silent = True
         if self.has_left and not self._deaf and monotonic() >= self._ask_at:
             self._deaf = self.has_left()
             self._ask_at = monotonic() + self._ask_after
