@@ -29,7 +29,9 @@ def gives(end: FarEnd) -> None:
 
 
 def takes(end: FarEnd) -> None:
-    """A file, once the line is to be drawn."""
+    """A file, once the line is to be drawn; no agent answers for an entry before it has come."""
+    while end.receive()[0] != entries.FINISH:
+        pass
     time.sleep(2 * INTERVAL)
     end.put(entries.pair(entries.ACK, 1, 7), protocol.exited(0))
 

@@ -7,7 +7,8 @@ import threading
 
 import pytest
 
-from fastvsock.copying import wire
+from fastvsock.channels import protocol
+from fastvsock.copying import entries, wire
 from fastvsock.copying.wire import Wire
 from support import HANG
 
@@ -35,3 +36,50 @@ def test_pieces_of_any_size_arrive_in_order(sizes: list[int]) -> None:
         reader.join(HANG)
     assert bytes(came) == b"".join(pieces)
     assert end.sent == len(came)
+
+
+def answers_after(end: Wire) -> threading.Thread:
+    """The thread in which this end waits for answers, which is to end."""
+    waiter = threading.Thread(target=end.wait_for_answers, daemon=True)
+    waiter.start()
+    waiter.join(HANG)
+    return waiter
+
+
+def test_an_answer_that_comes_while_frames_are_sent_is_not_waited_for_again() -> None:
+    ours, theirs = socket.socketpair()
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+    came: list[int] = []
+
+    def read() -> None:
+        while theirs.recv(1 << 16):
+            pass
+
+    reader = threading.Thread(target=read, daemon=True)
+
+    def answered(kind: int, payload: bytes) -> None:
+        came.append(kind)
+        reader.start()  # so this end was still sending
+
+    with ours, theirs:
+        end = Wire(ours, splices=False)
+        end.on_frame = answered
+        theirs.sendall(entries.pair(entries.ACK, 1))
+        end.put(bytes(wire.FLUSH - 1))
+        assert not answers_after(end).is_alive()
+        end.cut()
+        reader.join(HANG)
+    assert came == [entries.ACK]
+
+
+def test_an_answer_behind_the_first_message_in_the_same_packet_is_not_lost() -> None:
+    ours, theirs = socket.socketpair()
+    came: list[int] = []
+    with ours, theirs:
+        end = Wire(ours, splices=False)
+        theirs.sendall(protocol.started() + entries.pair(entries.ACK, 1))
+        assert end.next(HANG) == (protocol.STARTED, b"")
+        end.on_frame = lambda kind, payload: came.append(kind)
+        assert not answers_after(end).is_alive()
+        end.cut()
+    assert came == [entries.ACK]

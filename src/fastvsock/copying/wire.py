@@ -117,10 +117,20 @@ class Wire:
         self._take()
 
     def wait_for_answers(self) -> None:
-        """Send what is to be sent, and wait for more to come."""
+        """Send what is to be sent, and wait for more to come, unless a frame came before or meanwhile.
+
+        It may be the last one before the other end waits too, so callers look at what they have after each.
+        """
+        before = self._dealt_with
         self.flush()
-        self._wait()
-        self.take_answers()
+        self._take()  # what came together with a frame that `next` returned
+        if self._dealt_with == before:
+            self._wait()
+            self.take_answers()
+
+    @property
+    def _dealt_with(self) -> int:
+        return self.received - (self._end - self._start)
 
     def wait_for_input(self, fd: int) -> None:
         """Wait until the descriptor `fd` has something to read, and deal with answers meanwhile."""
