@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .errors import *  # noqa: F403
     from .relaying import RelayResult as RelayResult
 
-__version__ = "0.2.0.dev0"
+__version__ = "0.2.0"
 
 _HOME = {"connect": "api", "open_connection": "api", "relay": "api", "RelayResult": "relaying"}
 _HOME |= {"AsyncGuest": "copying.aio", "Guest": "copying.guest", "CopyResult": "copying.result"}
